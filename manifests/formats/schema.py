@@ -170,6 +170,17 @@ Scorers = Mapping[str, str]
 """By scorer, what it scores: `texts` or `images`."""
 
 
+def scores_of_texts(scorers: Scorers) -> list[str]:
+    """SCORE and the scorers of texts; empty without one."""
+    names = [name for name, scores in scorers.items() if scores == "texts"]
+    return [SCORE, *names] if names else []
+
+
+def scores_of_images(scorers: Scorers) -> list[str]:
+    """The scorers of images."""
+    return [name for name, scores in scorers.items() if scores == "images"]
+
+
 def text_score_column(captioner: str, scorer: str) -> str:
     """The column with the scores of a captioner's texts by a scorer; SCORE is the combined score."""
     return f"{captioner}_{scorer}"
@@ -210,8 +221,8 @@ class ScoreColumn(NamedTuple):
 def score_columns(captioners: Iterable[str], scorers: Scorers) -> list[ScoreColumn]:
     """The columns with scores of a dataset, in their order."""
     one, several = pa.float32(), pa.list_(pa.float32())
-    names = [name for name, scores in scorers.items() if scores == "texts"]
-    kinds = [(SCORE, "combined score"), *((name, f"score by {name}") for name in names)] if names else []
+    names = scores_of_texts(scorers)
+    kinds = [(name, "combined score" if name == SCORE else f"score by {name}") for name in names]
     columns = []
     for captioner in captioners:
         for name, what in kinds:
@@ -219,7 +230,7 @@ def score_columns(captioners: Iterable[str], scorers: Scorers) -> list[ScoreColu
             columns.append(ScoreColumn(text, one, f"{what} of the long text by this captioner; null if there is none"))
             columns.append(ScoreColumn(pieces, several, f"{what} of each of its sub-captions, in their order"))
     columns += [ScoreColumn(raw_scores_column(name), several, f"{what} of each of `raws`") for name, what in kinds]
-    images = [name for name, scores in scorers.items() if scores == "images"]
+    images = scores_of_images(scorers)
     return columns + [ScoreColumn(name, one, f"score of the image by {name}; null if there is none") for name in images]
 
 

@@ -1,11 +1,20 @@
 """The commands of the reproduction study."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lotlip_data.pipeline.cli.common import FAILED, Json, command
+from lotlip_data.pipeline.cli.console import Console
 
+if TYPE_CHECKING:
+    from lotlip_data.pipeline.study.scheduler import RunSummary
+
+Minutes = Annotated[
+    float | None,
+    typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
+]
+Processes = Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")]
 Seeds = Annotated[int, typer.Option(min=3, max=10, help="Number of seeds per row.")]
 SEEDS = 4
 """As many as fit into four hours. With three, confidence intervals are half as wide again."""
@@ -16,16 +25,13 @@ def study(
     out: Annotated[
         str | None, typer.Option(help="Folder for the page, study/index.md. Default: the study's folder.")
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
-    ] = None,
+    minutes: Minutes = None,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Table or figure to make, such as table-3 or figure-4 (repeatable)."),
     ] = None,
     seeds: Seeds = SEEDS,
-    processes: Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")] = 2,
+    processes: Processes = 2,
     json: Json = False,
 ) -> None:
     """Reproduce the paper's tables and figures, small.
@@ -38,11 +44,7 @@ def study(
         from lotlip_data.pipeline.study.main import run_study
 
         progress = run_study(folder, out or folder, minutes, only or (), seeds, processes)
-        console.result({"done": progress.done, "left": progress.left, "failed": list(progress.failed)})
-        for line in progress.failed:
-            console.error(line)
-        if progress.failed:
-            raise typer.Exit(FAILED)
+        _finish(console, progress)
 
 
 def study_page(
@@ -68,12 +70,9 @@ def study_scores(
     out: Annotated[
         str | None, typer.Option(help="Folder for the page, study/scores.md. Default: the study's folder.")
     ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
-    ] = None,
+    minutes: Minutes = None,
     seeds: Annotated[int, typer.Option(min=3, max=10, help="Number of seeds.")] = SCORES_SEEDS,
-    processes: Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")] = 2,
+    processes: Processes = 2,
     results: Annotated[
         str | None, typer.Option(help="Run nothing; write the page from this scores.jsonl of an earlier call.")
     ] = None,
@@ -95,8 +94,13 @@ def study_scores(
             console.result({"done": 0, "left": 0, "failed": []})
             return
         progress = run_scores_study(folder, out or folder, minutes, seeds, processes)
-        console.result({"done": progress.done, "left": progress.left, "failed": list(progress.failed)})
-        for line in progress.failed:
-            console.error(line)
-        if progress.failed:
-            raise typer.Exit(FAILED)
+        _finish(console, progress)
+
+
+def _finish(console: Console, progress: "RunSummary") -> None:
+    """Print what a study has done. Exits with FAILED if a training failed."""
+    console.result({"done": progress.done, "left": progress.left, "failed": list(progress.failed)})
+    for line in progress.failed:
+        console.error(line)
+    if progress.failed:
+        raise typer.Exit(FAILED)

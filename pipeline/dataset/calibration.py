@@ -25,8 +25,6 @@ from lotlip_data.pipeline.dataset.labels import Label, read_labels
 from lotlip_data.pipeline.dataset.score_stats import (
     LEVEL_NAMES,
     format_score,
-    names_of_images,
-    names_of_texts,
     score_title,
 )
 from lotlip_data.pipeline.dataset.scores import Level
@@ -75,7 +73,8 @@ class _Matcher:
     def __init__(self, content: Mapping[str, Any]) -> None:
         scorers = schema.scorers_of(content)
         self._captioners = list(content["captioners"])
-        self._of_texts, self._of_images = names_of_texts(scorers), names_of_images(scorers)
+        self._of_texts, self._of_images = schema.scores_of_texts(scorers), schema.scores_of_images(scorers)
+        self.scores = [*self._of_texts, *self._of_images]
         self.pairs: dict[tuple[str, Level], _Pairs] = {}
         self.unmatched: Counter[str] = Counter()
         self.columns = ["uid", "raws", *self._captioners, *(name + SUB_SUFFIX for name in self._captioners)]
@@ -157,7 +156,7 @@ def calibrate(run: Run, labels_url: str) -> dict[str, Any]:
         matcher.unmatched["no sample has this uid"] += absent
     better = better_scores(run, content)
     scorers: dict[str, dict[str, Any]] = {}
-    for name in [*names_of_texts(schema.scorers_of(content)), *names_of_images(schema.scorers_of(content))]:
+    for name in matcher.scores:
         for level in LEVEL_NAMES:
             pairs = matcher.pairs.get((name, level))
             if pairs is not None:
@@ -189,7 +188,7 @@ def compare(scores: np.ndarray, correct: np.ndarray, better: Better) -> dict[str
         curve: the share of the wrong and the share of the correct ones with a score that is at least as good.
     """
     signed = scores if better == "higher" else -scores
-    auc, error = _auc(signed, correct)
+    auc, error = auc_and_error(signed, correct)
     return {
         "labels": len(scores),
         "correct": int(correct.sum()),
@@ -201,7 +200,13 @@ def compare(scores: np.ndarray, correct: np.ndarray, better: Better) -> dict[str
     }
 
 
-def _auc(signed: np.ndarray, correct: np.ndarray) -> tuple[float | None, float | None]:
+def auc_and_error(signed: np.ndarray, correct: np.ndarray) -> tuple[float | None, float | None]:
+    """The AUC of scores whose higher values are better, and its standard error; both None if all labels are alike.
+
+    Args:
+        signed: float [n].
+        correct: bool [n].
+    """
     positives, negatives = int(correct.sum()), int((~correct).sum())
     if not positives or not negatives:
         return None, None

@@ -10,11 +10,12 @@ import pyarrow.compute as pc
 
 from lotlip_data.manifests.formats.schema import (
     SCORE,
-    Scorers,
     piece_scores_column,
     raw_scores_column,
     score_columns_of,
     scorers_of,
+    scores_of_images,
+    scores_of_texts,
     text_score_column,
 )
 from lotlip_data.pipeline.dataset.score_tally import ScoreTally
@@ -45,7 +46,7 @@ class ScoreTallies:
         self._limits = content.get("score_limits", {}).get("limits", [])
         self.columns = [column.name for column in score_columns_of(content)]
         """The columns that `add` reads besides `sources`."""
-        self._raws = {raw_scores_column(name) for name in names_of_texts(self._scorers)}
+        self._raws = {raw_scores_column(name) for name in scores_of_texts(self._scorers)}
         self._tallies: defaultdict[tuple[str, str], ScoreTally] = defaultdict(ScoreTally)
         """By source, or empty for all, and by column."""
 
@@ -71,14 +72,14 @@ class ScoreTallies:
             return {}
         sources = sorted({source for source, _ in self._tallies if source})
         scores = {}
-        for name in names_of_texts(self._scorers):
+        for name in scores_of_texts(self._scorers):
             scores[name] = {
                 "scores": "texts",
                 "kind": COMBINED if name == SCORE else self._kinds[name],
                 **self._of_texts(name, ""),
                 "sources": {source: self._of_texts(name, source) for source in sources},
             }
-        for name in names_of_images(self._scorers):
+        for name in scores_of_images(self._scorers):
             by_source = {source: {"images": self._tally(source, name)} for source in sources}
             images = self._tally("", name)
             scores[name] = {"scores": "images", "kind": self._kinds[name], "images": images, "sources": by_source}
@@ -96,17 +97,6 @@ class ScoreTallies:
 
     def _tally(self, source: str, column: str) -> dict[str, Any]:
         return self._tallies[source, column].to_dict(full=not source)
-
-
-def names_of_texts(scorers: Scorers) -> list[str]:
-    """SCORE and the scorers of texts; empty without one."""
-    names = [name for name, scores in scorers.items() if scores == "texts"]
-    return [SCORE, *names] if names else []
-
-
-def names_of_images(scorers: Scorers) -> list[str]:
-    """The scorers of images."""
-    return [name for name, scores in scorers.items() if scores == "images"]
 
 
 def score_title(name: str) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.formats import score_file
-from lotlip_data.manifests.formats.schema import SCORE
+from lotlip_data.manifests.formats.schema import SCORE, scores_of_texts
 from lotlip_data.manifests.formats.score_file import RAW
 
 Level = Literal["sub_captions", "texts", "raw", "samples"]
@@ -93,7 +93,7 @@ class ScoreRecipe:
     @property
     def names_of_texts(self) -> list[str]:
         """SCORE and the scorers of texts; empty without one."""
-        return [SCORE, *self.of_texts] if self.of_texts else []
+        return scores_of_texts(self.columns)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -153,7 +153,7 @@ def _with_bytes(run: Run, shard: int, marker: ImageMarker, remedy: str) -> Itera
         table = fetched_rows(run, shard, marker, ["member", "status"])
         used = table.filter(pc.equal(table["status"], SUCCESS))["member"].to_pylist()
         container, recorded = read_part(container, used), None  # which is the digest of all files
-    rows = _rows_with_image(run, shard, marker)
+    rows = rows_with_image(run, shard, marker)
     row = next(rows, None)
     for image in iter_images(container, remedy, ShardUnreadable, recorded):
         if row is None or image.name != row["member"]:
@@ -165,7 +165,8 @@ def _with_bytes(run: Run, shard: int, marker: ImageMarker, remedy: str) -> Itera
         raise ShardUnreadable(f"{container}: has no image {row['member']} any more. {remedy}")
 
 
-def _rows_with_image(run: Run, shard: int, marker: ImageMarker) -> Iterator[dict[str, Any]]:
+def rows_with_image(run: Run, shard: int, marker: ImageMarker) -> Iterator[dict[str, Any]]:
+    """The rows of a shard that have an image, in the order of its Parquet file, a bounded number in memory."""
     url, recorded = run.image_file(marker["parquet"]), marker.get("digests", {}).get("parquet")
     remedy = refetch_remedy(run, shard)
     for batch in artifacts.iter_parquet(url, remedy, None, _ROWS_IN_MEMORY, ShardUnreadable, recorded):

@@ -20,7 +20,7 @@ from lotlip_data.manifests.formats.schema import SCORE, SUB_SUFFIX, piece_scores
 from lotlip_data.manifests.formats.score_file import FrequentText
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.calibration import better_scores
-from lotlip_data.pipeline.dataset.score_stats import names_of_images, score_title
+from lotlip_data.pipeline.dataset.score_stats import score_title
 from lotlip_data.pipeline.dataset.tar_images import TarImages
 from lotlip_data.pipeline.reporting.pictures import make_thumbnail, read_rows, shortened
 
@@ -114,7 +114,7 @@ class _Finder:
         self._run, self._content, self._better = run, content, better_scores(run, content)
         self._files = dataset_index.shard_files(run, content)
         self._captioners = list(content["captioners"]) if "texts" in scorers.values() else []
-        self._images = names_of_images(scorers)
+        self._images = schema.scores_of_images(scorers)
         self._extremes: dict[str, Extremes] = {}
         self._remedy = f"`lotlip-data verify {run.url}` says what to do."
         self._reader = _ExampleReader(self._files)

@@ -29,7 +29,7 @@ from lotlip_data.pipeline.core import ledger
 from lotlip_data.pipeline.core.ledger import WorkRecord
 from lotlip_data.pipeline.core.ray_tasks import assigned_device, device_failures
 from lotlip_data.pipeline.dataset.stage import read_captions
-from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows
+from lotlip_data.pipeline.downloading.reader import fetched_images, fetched_rows, rows_with_image
 from lotlip_data.pipeline.scoring.base import (
     DatasetScorer,
     ImageScores,
@@ -42,10 +42,8 @@ from lotlip_data.pipeline.scoring.base import (
 from lotlip_data.pipeline.scoring.image_features import FeatureStore, UsesImageFeatures
 from lotlip_data.pipeline.scoring.registry import load_scorer
 
-_ROWS_IN_MEMORY = 1000
 _UIDS = b"uids"
 """The metadata of a survey with the uids of its images, in the order in which the scorer got them."""
-_REMEDY = "Remove it and run `lotlip-data score` again."
 
 
 class AssignTask(NamedTuple):
@@ -119,7 +117,8 @@ def survey_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: tuple
 
 
 def read_survey(run: Run, name: str, file: str) -> pa.Table:
-    return artifacts.read_parquet(run.score_survey(name, file), _REMEDY)
+    url = run.score_survey(name, file)
+    return artifacts.read_parquet(url, score_file.remedy(url))
 
 
 def assign_shard(run: Run, entry: ScorerEntry, record: ScorerRecord, task: AssignTask) -> ScoredShard:
@@ -171,11 +170,7 @@ def _fetched(run: Run, shard: int, reads_images: bool) -> Iterator[tuple[Mapping
         for image in fetched_images(run, shard):
             yield image.meta, image.image
         return
-    marker = ledger.read_image_stats(run, shard)
-    for batch in fetched_rows(run, shard, marker, None).to_batches(_ROWS_IN_MEMORY):
-        for row in batch.to_pylist():
-            if row["status"] == SUCCESS:
-                yield row, b""
+    yield from ((row, b"") for row in rows_with_image(run, shard, ledger.read_image_stats(run, shard)))
 
 
 def _scored(

@@ -159,12 +159,17 @@ def read_lines(file: str, design: Design) -> list[dict[str, Any]]:
 
     Raises UserError if the file cannot be read, or if a line is no result.
     """
+    figures = _required_figures(design)
+    return [_parse_result(line, where, figures) for line, where in lines_of(file)]
+
+
+def lines_of(file: str) -> list[tuple[bytes, str]]:
+    """The lines of a .jsonl file, each with its place for errors. Raises UserError if it cannot be read."""
     try:
         lines = storage.read_bytes(file).splitlines()
     except OSError as error:
         raise UserError(f"{file}: cannot read the results of a study ({error})") from error
-    figures = _required_figures(design)
-    return [_parse_result(line, f"{file}, line {number}", figures) for number, line in enumerate(lines, 1)]
+    return [(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def format_text(contents: Sequence[Mapping[str, Any]]) -> str:

@@ -9,8 +9,6 @@ from lotlip_data.manifests.formats.schema import SCORE
 from lotlip_data.pipeline.dataset.score_stats import (
     format_score,
     limit_sentence,
-    names_of_images,
-    names_of_texts,
     score_title,
 )
 from lotlip_data.pipeline.dataset.scores import Scores
@@ -65,11 +63,11 @@ class Scoring:
     @property
     def of_texts(self) -> list[str]:
         """The combined score, if there is one, and the scorers of texts."""
-        return [name for name in names_of_texts(self.scorers) if name != SCORE or self.has_combined]
+        return [name for name in schema.scores_of_texts(self.scorers) if name != SCORE or self.has_combined]
 
     @property
     def of_images(self) -> list[str]:
-        return names_of_images(self.scorers)
+        return schema.scores_of_images(self.scorers)
 
     @property
     def names(self) -> list[str]:

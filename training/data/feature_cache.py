@@ -30,7 +30,7 @@ from lotlip_data.manifests.iteration import batched, map_ordered
 from lotlip_data.manifests.progress import progress_bar
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.training.data.dataset import VERIFY_REMEDY, DataError, Dataset, SampleRef, shard_cache
-from lotlip_data.training.data.image_features import features_of
+from lotlip_data.training.data.image_features import features_of, files_by_shard
 from lotlip_data.training.data.image_transforms import ImageTransform
 from lotlip_data.training.devices import in_16_bit
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, cores_per_process
@@ -127,13 +127,17 @@ class FeatureCache:
 
     def _stored(self, shard: ShardFile) -> np.ndarray | None:
         """The features that the score stage has stored of the shard's images, float16 [N, D]; None if it has not."""
-        number = shard.input_shard
-        if number is None or not storage.list_names(self.folder, ".parquet"):
+        files = self._stored_files.get(-1 if shard.input_shard is None else shard.input_shard)
+        if not files:
             return None
         table = artifacts.read_parquet(
             shard.parquet_url, VERIFY_REMEDY, ["sha256"], DataError, recorded=shard.parquet.digest
         )
-        return features_of(Run(self._dataset.url), self._tower_id, number, table["sha256"].to_pylist())
+        return features_of(Run(self._dataset.url), self._tower_id, files, table["sha256"].to_pylist())
+
+    @functools.cached_property
+    def _stored_files(self) -> dict[int, list[str]]:
+        return files_by_shard(Run(self._dataset.url), self._tower_id)
 
     def _url(self, shard: ShardFile) -> str:
         return storage.join(self.folder, file_name(shard.sha256))

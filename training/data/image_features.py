@@ -8,7 +8,7 @@ preprocessing, and STAMP the images of the shard.
 Shapes: N images, D width of a feature.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -51,18 +51,26 @@ def write_features(run: Run, model: str, file: str, features: Mapping[str, np.nd
     storage.replace(run.features(model, file), artifacts.encode_parquet(table))
 
 
-def features_of(run: Run, model: str, shard: int, images: Iterable[str]) -> np.ndarray | None:
+def files_by_shard(run: Run, model: str) -> dict[int, list[str]]:
+    """By image shard, the files with features by a model. One listing."""
+    files: dict[int, list[str]] = {}
+    for file in storage.list_names(run.features(model), _ENDING):
+        if file.startswith(_PREFIX):
+            files.setdefault(int(file.removeprefix(_PREFIX).partition("-")[0]), []).append(file)
+    return files
+
+
+def features_of(run: Run, model: str, files: Iterable[str], images: Sequence[str]) -> np.ndarray | None:
     """float16 [N, D] of the images of a shard, by their sha256; None if one has no feature here.
 
     Args:
         run: The run.
         model: Identifies the model.
-        shard: The image shard that the images were in.
+        files: The files of the shard.
         images: The sha256 of the downloaded bytes of each.
     """
     known: FeaturesByImage = {}
-    for file in storage.list_names(run.features(model), _ENDING):
-        if file.startswith(f"{_PREFIX}{shard_name(shard)}-"):
-            known |= read_features(run, model, file)
-    found = [known.get(image) for image in images]
-    return np.stack(found) if found and all(feature is not None for feature in found) else None  # type: ignore[arg-type]
+    for file in files:
+        known |= read_features(run, model, file)
+    found = [known[image] for image in images if image in known]
+    return np.stack(found) if found and len(found) == len(images) else None

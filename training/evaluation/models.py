@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 NAME_PREFIXES = ("open_clip:", "clip:")
 """Prefixes of model names that are not folders or URLs of this project's models."""
 BATCH_SIZE = 64
+_DIGITS = 16
+"""Digits of a digest that identify a model in a run."""
 MIN_DIFFERENCE = 1e-5
 """Smallest distance of the unit features of two images that have nothing in common."""
 MAX_SPECIAL_TOKENS = 8
@@ -161,23 +163,7 @@ class LoTLIPModel:
         return TextFeatures(self.model.embed_tokens(encoded, BATCH_SIZE), encoded.lengths)
 
 
-class _UnitFeatures:
-    """A model whose image features are stored as `embed_images` gives them."""
-
-    identity: str
-
-    @property
-    def image_identity(self) -> str:
-        return self.identity[:16]
-
-    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
-        return self.embed_images(images)
-
-    def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        raise NotImplementedError
-
-
-class OpenClipModel(_UnitFeatures):
+class OpenClipModel:
     """A model of open_clip: MODEL/WEIGHTS (a tag of open_clip or a file), hf-hub:ID or local-dir:FOLDER."""
 
     text_form: TextForm = "authors"
@@ -200,6 +186,10 @@ class OpenClipModel(_UnitFeatures):
         )
         settings = [repr(self._transform), type(self._tokenize).__name__, *(["quick_gelu"] if quick_gelu else [])]
         self.identity = _weights_digest(self._model, *settings)
+        self.image_identity = self.identity[:_DIGITS]
+
+    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
+        return self.embed_images(images)
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
@@ -228,7 +218,7 @@ class OpenClipModel(_UnitFeatures):
         return count + int(self._end_id == self._padding_id)
 
 
-class TransformersClipModel(_UnitFeatures):
+class TransformersClipModel:
     """A CLIPModel of transformers with its tokenizer and image processor: a hub id or a folder."""
 
     text_form: TextForm = "authors"
@@ -252,6 +242,10 @@ class TransformersClipModel(_UnitFeatures):
         self.context_length = int(self._model.config.text_config.max_position_embeddings)
         self.preprocessing: Mapping[str, str] = protocol.transformers_preprocessing(self._processor.to_dict())
         self.identity = _weights_digest(self._model, str(self._processor), self._tokenizer.backend_tokenizer.to_str())
+        self.image_identity = self.identity[:_DIGITS]
+
+    def image_features(self, images: Iterable[Image.Image]) -> Tensor:
+        return self.embed_images(images)
 
     @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:

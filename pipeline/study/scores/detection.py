@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lotlip_data.pipeline.dataset.calibration import auc_and_error
 from lotlip_data.pipeline.dataset.score_tally import Moments
 from lotlip_data.pipeline.dataset.scores import ScoreRecipe, Standard
 from lotlip_data.pipeline.scoring.agreement import Agreement, AgreementOptions
@@ -37,13 +38,7 @@ def auc(scores: np.ndarray, wrong: np.ndarray) -> float | None:
     Returns:
         None if all are right, or all are wrong.
     """
-    if wrong.all() or not wrong.any():
-        return None
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = ((ends - counts + 1 + ends) / 2)[place]  # equal scores share their mean rank
-    right = int((~wrong).sum())
-    return float((ranks[~wrong].sum() - right * (right + 1) / 2) / (right * (len(wrong) - right)))
+    return auc_and_error(scores, ~wrong)[0]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.wording import count
 from lotlip_data.pipeline.study.plots import INK, RED, SERIES_COLOURS, new_figure, to_svg
+from lotlip_data.pipeline.study.results import format_text
 from lotlip_data.pipeline.study.scores.design import ARMS, RATES, ROLES, SCORERS, Role, ScoresDesign
-from lotlip_data.pipeline.study.scores.results import ScoresResults, format_lines
+from lotlip_data.pipeline.study.scores.results import ScoresResults
 from lotlip_data.pipeline.study.significance import Difference
 
 TARGET_AUC = 0.85
@@ -25,7 +26,7 @@ def write_page(results: ScoresResults, design: ScoresDesign, seeds: int, out: st
     contents = {
         "scores-detection.svg": plot_detection(results),
         "scores-gain.svg": plot_gains(results),
-        "scores.jsonl": format_lines(results),
+        "scores.jsonl": format_text(results.contents),
         "scores.md": render_page(results, design, seeds),
     }
     for name, content in contents.items():

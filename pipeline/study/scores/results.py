@@ -1,6 +1,5 @@
 """The results of the study of scores, by role, error rate and seed."""
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,9 +7,8 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import artifacts, storage
-from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study.data import FIRST_DEVELOPMENT_SEED
-from lotlip_data.pipeline.study.results import METRICS
+from lotlip_data.pipeline.study.results import METRICS, lines_of
 from lotlip_data.pipeline.study.scores.design import ROLES, Role, ScoresDesign
 from lotlip_data.pipeline.study.significance import Difference, mean_difference
 
@@ -69,16 +67,7 @@ def read_folder(study: str) -> list[dict[str, Any]]:
 
 def read_lines(file: str) -> list[dict[str, Any]]:
     """The results in a .jsonl file. Raises UserError if it cannot be read, or if a line is no result."""
-    try:
-        lines = storage.read_bytes(file).splitlines()
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the results of a study ({error})") from error
-    return [_parse(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
-
-
-def format_lines(results: ScoresResults) -> str:
-    """The results as a .jsonl file, one per line."""
-    return "".join(json.dumps(content, sort_keys=True) + "\n" for content in results.contents)
+    return [_parse(line, where) for line, where in lines_of(file)]
 
 
 def _parse(text: bytes, where: str) -> dict[str, Any]:

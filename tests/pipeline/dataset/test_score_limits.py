@@ -23,12 +23,17 @@ without_ray = scorers.without_ray
 WRITERS = ("llava", "sharegpt4v")
 
 
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeRun:
-    made = fake_run.make(tmp_path / "run", shards=3, writers=WRITERS, min_long_texts=0)
+def make_scored(folder: Path, shards: int) -> FakeRun:
+    """A run whose texts are scored by their words, and its images by their rank."""
+    made = fake_run.make(folder, shards=shards, writers=WRITERS, min_long_texts=0)
     edit(made.run, scores=[{"kind": "words"}, {"kind": "rank"}], clean={})
     stages.score(made.run)
     return made
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeRun:
+    return make_scored(tmp_path / "run", shards=3)
 
 
 def build(fake: FakeRun, *rules: dict[str, Any]) -> dict[str, dict[str, Any]]:

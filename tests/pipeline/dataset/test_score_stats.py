@@ -13,6 +13,7 @@ from lotlip_data.pipeline import stages
 from lotlip_data.pipeline.dataset.score_tally import QUANTILES, ScoreTally
 from lotlip_data.pipeline.dataset.stats import dataset_stats, table
 from tests.pipeline import run_fixture as fake_run
+from tests.pipeline.dataset.test_score_limits import make_scored
 from tests.pipeline.run_fixture import FakeRun
 from tests.pipeline.scoring import scorers
 from tests.pipeline.scoring.test_stage import edit, rows
@@ -24,10 +25,7 @@ WRITERS = ("llava", "sharegpt4v")
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeRun:
-    made = fake_run.make(tmp_path / "run", shards=2, writers=WRITERS, min_long_texts=0)
-    edit(made.run, scores=[{"kind": "words"}, {"kind": "rank"}], clean={})
-    stages.score(made.run)
-    return made
+    return make_scored(tmp_path / "run", shards=2)
 
 
 def expected(values: list[float]) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import dataclasses
 import pathlib
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 
 from lotlip_data.pipeline.scoring.base import RAW, DatasetScorer, ImageScores, ImageText, ScoredImage
+from tests.support.paths import ROOT
 
 Shards = Mapping[int, Sequence[ScoredImage]]
 
@@ -30,3 +33,10 @@ def score_shards(scorer: DatasetScorer, shards: Shards, folder: pathlib.Path) ->
         )
         for shard, images in shards.items()
     }
+
+
+def peak_mib(program: str, folder: pathlib.Path, shards: int) -> int:
+    """Peak memory of a Python program that gets a folder and a number of shards, and prints it in MiB."""
+    folder.mkdir()
+    command = [sys.executable, "-c", program, str(folder), str(shards)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)

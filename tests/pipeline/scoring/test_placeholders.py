@@ -3,8 +3,6 @@
 import hashlib
 import io
 import pathlib
-import subprocess
-import sys
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,7 +16,7 @@ from lotlip_data.pipeline.core import spilled_rows
 from lotlip_data.pipeline.scoring import placeholders
 from lotlip_data.pipeline.scoring.base import ScoredImage
 from lotlip_data.pipeline.scoring.placeholders import Placeholder, PlaceholderOptions
-from tests.pipeline.scoring.dataset_scorers import Shards, score_shards
+from tests.pipeline.scoring.dataset_scorers import Shards, peak_mib, score_shards
 from tests.support.paths import ROOT
 
 HOSTS = ("https://a.test/1", "http://A.test:8080/2?q", "http://b.test/", "", "http://[broken")
@@ -172,15 +170,9 @@ print(peak_memory_bytes() >> 20)
 """
 
 
-def peak_mib(folder: pathlib.Path, shards: int) -> int:
-    folder.mkdir()
-    command = [sys.executable, "-c", _PEAK, str(folder), str(shards)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: pathlib.Path) -> None:
     """Half of the images show one placeholder; the runs have 4 and 16 million images."""
-    few, many = peak_mib(tmp_path / "few", 200), peak_mib(tmp_path / "many", 800)
+    few, many = peak_mib(_PEAK, tmp_path / "few", 200), peak_mib(_PEAK, tmp_path / "many", 800)
     assert many < few + 40
     assert many < 420

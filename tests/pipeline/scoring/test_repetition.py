@@ -2,8 +2,6 @@
 
 import itertools
 import pathlib
-import subprocess
-import sys
 from collections import defaultdict
 
 import numpy as np
@@ -22,8 +20,7 @@ from lotlip_data.pipeline.scoring.repetition import (
     normalised,
     read_frequent,
 )
-from tests.pipeline.scoring.dataset_scorers import Shards, image_with_texts, score_shards
-from tests.support.paths import ROOT
+from tests.pipeline.scoring.dataset_scorers import Shards, image_with_texts, peak_mib, score_shards
 
 TEXTS = ("A dog.", "a  DOG", "The image is a photograph.", "Red", "red!", "", " ... ", "No other objects", "Ünï ﬁsh")
 EXACT = Repetition(None, RepetitionOptions())
@@ -248,15 +245,9 @@ print(peak_memory_bytes() >> 20)
 """
 
 
-def peak_mib(folder: pathlib.Path, shards: int) -> int:
-    folder.mkdir()
-    command = [sys.executable, "-c", _PEAK, str(folder), str(shards)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_texts(tmp_path: pathlib.Path) -> None:
     """The second run has four times as many rows: 20 million, 320 MB."""
-    few, many = peak_mib(tmp_path / "few", 50), peak_mib(tmp_path / "many", 200)
+    few, many = peak_mib(_PEAK, tmp_path / "few", 50), peak_mib(_PEAK, tmp_path / "many", 200)
     assert many < few + 40
     assert many < 420
