@@ -8,28 +8,15 @@ Shapes: N texts, m corner tokens.
 """
 
 import functools
-import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lotlip_data.manifests import subcaptions
-
-TextForm = Literal["authors", "punkt"]
-
-_WHITESPACE = re.compile(r"\s+")
-
-
-def clean_text(text: str) -> str:
-    """Repair encodings, unescape HTML entities (twice: web texts are often escaped twice) and collapse whitespace."""
-    import ftfy
-
-    return _WHITESPACE.sub(" ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
-
+from lotlip_data.training.data.text_forms import TextForm, authors_form, clean_text
 
 @dataclass(frozen=True)
 class EncodedTexts:
@@ -108,8 +95,7 @@ class TextTokenizer:
         return self.pad(self.encode(texts).ids, self.context_length)
 
     def _encode_authors(self, texts: Sequence[str]) -> list[list[int]]:
-        # The authors' code splits first and cleans afterwards. A "[SEP]" in the text becomes the special token.
-        joined = [clean_text(self.tokenizer.sep_token.join(text.split(". "))) for text in texts]
+        joined = [authors_form(text, self.tokenizer.sep_token) for text in texts]
         return [encoding.ids for encoding in self._backend.encode_batch(joined, add_special_tokens=False)]
 
     def _encode_punkt(self, texts: Sequence[str]) -> list[list[int]]:

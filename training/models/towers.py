@@ -101,7 +101,7 @@ class TextTower(nn.Module):
         if text is None or position is None or cls_index is None:
             text = torch.where(ids == self.pad_id, PADDING, 0)
             position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            cls_index = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+            cls_index = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
         else:
             inputs["position_ids"] = position + self._first_position
         mask = attention_mask(
@@ -115,7 +115,7 @@ class TextTower(nn.Module):
         summary_NKE = hidden_RLE.flatten(0, 1)[cls_index[:, None] + torch.arange(corners + 1, device=ids.device)]
         # The pooler reads the first token of its input, so it gets one token at a time.
         pooled = self._pool(summary_NKE.flatten(0, 1)[:, None])
-        features_NKD: Tensor = self.proj(pooled).view(len(cls_index), corners + 1, -1)
+        features_NKD: Tensor = self.proj(pooled).view(cls_index.shape[0], corners + 1, -1)
         return features_NKD
 
     def _pool(self, hidden: Tensor) -> Tensor:
