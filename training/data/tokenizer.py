@@ -18,6 +18,7 @@ from torch import Tensor
 from lotlip_data.manifests import subcaptions
 from lotlip_data.training.data.text_forms import TextForm, authors_form, clean_text
 
+
 @dataclass(frozen=True)
 class EncodedTexts:
     """Token ids of N texts."""

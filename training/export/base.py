@@ -1,5 +1,6 @@
 """What a format of exports is: one module writes it, and reads it with the library that it is for."""
 
+import abc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,7 +21,7 @@ class Reader(Protocol):
         """Unit features, float32 [N, D]."""
 
 
-class Format(Protocol):
+class Format(abc.ABC):
     """A format of exported folders."""
 
     mark: ClassVar[str]
@@ -28,6 +29,7 @@ class Format(Protocol):
     tolerance: ClassVar[float]
     """Largest difference of a unit feature from the model's."""
 
+    @abc.abstractmethod
     def prepare(self, model: LoTLIP) -> LoTLIP:
         """The model as the format holds it, without what serves the training alone.
 
@@ -35,11 +37,14 @@ class Format(Protocol):
             UserError: The format cannot hold the model; the message says why, and which format can.
         """
 
+    @abc.abstractmethod
     def write(self, model: LoTLIP, folder: Path) -> None:
         """Write all files but the mark."""
 
-    def describe(self, model: LoTLIP, folder: Path) -> dict[str, Any]:
-        """The content of the mark."""
+    @abc.abstractmethod
+    def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
+        """The content of the mark, for a folder that will be loaded from `home`: its path, or a hub id."""
 
+    @abc.abstractmethod
     def load(self, folder: Path) -> Reader:
         """Load the folder with the library that it is for."""

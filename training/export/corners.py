@@ -6,6 +6,7 @@ in another order: 0, m + 1, m + 2, …, and the rows 1…m at the end, where no 
 """
 
 import copy
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def without_corner_tokens(model: LoTLIP) -> LoTLIP | None:
     count = model.tokenizer.corner_tokens
     if not count:
         return model
-    config = copy.deepcopy(model.config())
+    config: Any = copy.deepcopy(model.config())
     if not config["towers"]["mask"]:
         return None
     config["towers"]["corner_tokens"] = 0

@@ -9,9 +9,7 @@ Files of the target, in the order in which they appear:
 
 import json
 import logging
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +26,14 @@ from lotlip_data.training.export.base import Format, Reader
 from lotlip_data.training.export.onnx_folder import OnnxFolder
 from lotlip_data.training.export.open_clip_folder import OpenClipFolder
 from lotlip_data.training.export.transformers_folder import TransformersFolder
+from lotlip_data.training.models.lotlip import LoTLIP
 
 logger = logging.getLogger(__name__)
 
-FORMATS: dict[str, Callable[[], Format]] = {
-    "open_clip": OpenClipFolder,
-    "transformers": TransformersFolder,
-    "onnx": OnnxFolder,
+FORMATS: dict[str, Format] = {
+    "open_clip": OpenClipFolder(),
+    "transformers": TransformersFolder(),
+    "onnx": OnnxFolder(),
 }
 _SCRATCH = "files.part"
 _TEXTS = (
@@ -67,14 +66,13 @@ def export_model(source: str, target: str, form: str, hub_id: str | None = None)
         raise UserError(f"--format {form}: is not one of {', '.join(FORMATS)}")
     if hub_id and form != "open_clip":
         raise UserError(f"--hub-id: is for --format open_clip; a folder of {form} works wherever it lies")
-    writer = OpenClipFolder(hub_id) if hub_id else FORMATS[form]()
     embedder = load_embedder(source, "cpu")
     if not isinstance(embedder, LoTLIPModel):
         raise UserError(f"{source}: is not a model folder of this project; give the `model` folder of a training")
     out = conversion.make_target(target, {"the model": Path(source).expanduser()})
     record = {"source": source, "identity": embedder.identity, "format": form, "hub_id": hub_id}
     with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
-        return _export(embedder, writer, out, record)
+        return _export(embedder, FORMATS[form], out, record)
 
 
 def _export(embedder: LoTLIPModel, writer: Format, out: Path, record: dict[str, Any]) -> bool:
@@ -89,7 +87,7 @@ def _export(embedder: LoTLIPModel, writer: Format, out: Path, record: dict[str, 
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     writer.write(model, scratch)
-    _write_mark(writer, model, scratch, scratch)
+    _write_mark(writer, model, scratch, str(scratch.resolve()))
     differences = _compare(embedder, writer.load(scratch))
     shown = f"features differ by at most {max(differences.values()):.1e}"
     if not max(differences.values()) <= writer.tolerance:  # also where a difference is NaN
@@ -100,8 +98,8 @@ def _export(embedder: LoTLIPModel, writer: Format, out: Path, record: dict[str, 
         )
     for file in sorted(scratch.iterdir()):
         if file.name != writer.mark:
-            os.replace(file, out / file.name)
-    _write_mark(writer, model, scratch, out)
+            file.replace(out / file.name)
+    _write_mark(writer, model, out, record["hub_id"] or str(out.resolve()))
     shutil.rmtree(scratch)
     left_out = embedder.model.tokenizer.corner_tokens - model.tokenizer.corner_tokens
     without = f"; {left_out} corner tokens, which serve the training alone, are left out" if left_out else ""
@@ -109,9 +107,9 @@ def _export(embedder: LoTLIPModel, writer: Format, out: Path, record: dict[str, 
     return True
 
 
-def _write_mark(writer: Format, model: Any, folder: Path, place: Path) -> None:
-    content = writer.describe(model, place)
-    conversion.write_text(place / writer.mark, json.dumps(content, indent=2) + "\n")
+def _write_mark(writer: Format, model: LoTLIP, folder: Path, home: str) -> None:
+    content = writer.describe(model, home)
+    conversion.write_text(folder / writer.mark, json.dumps(content, indent=2) + "\n")
 
 
 def _compare(embedder: LoTLIPModel, reader: Reader) -> dict[str, float]:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.export.base import Format
 from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.source_files import write_sources
 from lotlip_data.training.export.text_files import TOKENIZER, describe_tokenizer, write_tokenizer
@@ -25,7 +26,7 @@ _MODULE = "lotlip_data.training.export.standalone.lotlip_onnx"
 _IMAGE, _TEXT = "image.onnx", "text.onnx"
 
 
-class OnnxFolder:
+class OnnxFolder(Format):
     """Both towers as ONNX graphs that give unit features."""
 
     mark = "config.json"
@@ -59,28 +60,26 @@ class OnnxFolder:
         write_tokenizer(folder, content, model.tokenizer)
         write_sources([_MODULE], folder)
 
-    def describe(self, model: LoTLIP, folder: Path) -> dict[str, Any]:
-        tokenizer = model.tokenizer
-        return {
-            "feature_width": model.towers.image.dim,
-            "scale": float(model.towers.scale),
-            "image": {
-                "file": _IMAGE,
-                "input": {"name": "pixel_values", "type": "float32", "shape": ["N", 3, model.transform.size, model.transform.size]},
-                "output": {"name": "features", "type": "float32", "shape": ["N", model.towers.image.dim]},
-                "transform": model.config()["transform"],
-            },
-            "text": {
-                "file": _TEXT,
-                "input": {"name": "input_ids", "type": "int64", "shape": ["N", "L"]},
-                "output": {"name": "features", "type": "float32", "shape": ["N", model.towers.image.dim]},
-                "tokenizer": TOKENIZER,
-                "form": tokenizer.form,
-                "separator": str(tokenizer.tokenizer.sep_token),
-                "context_length": tokenizer.context_length,
-                "pad_id": tokenizer.pad_id,
-            },
+    def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
+        tokenizer, size, width = model.tokenizer, model.transform.size, model.towers.image.dim
+        output = {"name": "features", "type": "float32", "shape": ["N", width]}
+        image = {
+            "file": _IMAGE,
+            "input": {"name": "pixel_values", "type": "float32", "shape": ["N", 3, size, size]},
+            "output": output,
+            "transform": model.config()["transform"],
         }
+        text = {
+            "file": _TEXT,
+            "input": {"name": "input_ids", "type": "int64", "shape": ["N", "L"]},
+            "output": output,
+            "tokenizer": TOKENIZER,
+            "form": tokenizer.form,
+            "separator": str(tokenizer.tokenizer.sep_token),
+            "context_length": tokenizer.context_length,
+            "pad_id": tokenizer.pad_id,
+        }
+        return {"scale": model.towers.scale.item(), "image": image, "text": text}
 
     def load(self, folder: Path) -> "_Reader":
         return _Reader(folder)

@@ -20,6 +20,7 @@ from lotlip_data.manifests.checkpoints import conversion
 from lotlip_data.manifests.checkpoints.weights import write_weights
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.evaluation.models import OpenClipModel
+from lotlip_data.training.export.base import Format
 from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.text_files import describe_tokenizer, split_at_full_stops, write_tokenizer
 from lotlip_data.training.models import timm_vit
@@ -33,16 +34,11 @@ _TEXT_TOWERS = ("bert", "roberta", "xlm-roberta")
 _USE_ANOTHER = "use --format transformers or onnx"
 
 
-class OpenClipFolder:
-    """Args:
-    hub_id: The hub id under which the folder will be published. Default: the folder is used where it is.
-    """
+class OpenClipFolder(Format):
+    """A model of open_clip."""
 
     mark = "open_clip_config.json"
     tolerance = 1e-5
-
-    def __init__(self, hub_id: str | None = None) -> None:
-        self.hub_id = hub_id
 
     def prepare(self, model: LoTLIP) -> LoTLIP:
         if model.tokenizer.form != "authors":
@@ -53,7 +49,8 @@ class OpenClipFolder:
         text_type = model.towers.text.encoder.config.model_type
         if text_type not in _TEXT_TOWERS:
             raise UserError(
-                f"open_clip has no text tower of model_type {text_type!r}, only {', '.join(_TEXT_TOWERS)}; {_USE_ANOTHER}"
+                f"open_clip has no text tower of model_type {text_type!r}, only {', '.join(_TEXT_TOWERS)}; "
+                f"{_USE_ANOTHER}"
             )
         _require_plain_vit(model)
         if (smaller := without_corner_tokens(model)) is None:
@@ -79,11 +76,10 @@ class OpenClipFolder:
         content = split_at_full_stops(describe_tokenizer(model.tokenizer), separator)
         write_tokenizer(folder, content, model.tokenizer)
 
-    def describe(self, model: LoTLIP, folder: Path) -> dict[str, Any]:
-        name = self.hub_id or str(folder.resolve())
+    def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
         text = {
-            "hf_model_name": name,
-            "hf_tokenizer_name": name,
+            "hf_model_name": home,
+            "hf_tokenizer_name": home,
             "hf_proj_type": "linear",
             "hf_pooler_type": "cls_pooler",
             "context_length": model.tokenizer.context_length,

@@ -1,4 +1,4 @@
-"""The tokenizer of a model as one tokenizer.json that adds the special tokens, the corner tokens among them, by itself."""
+"""The tokenizer of a model as one tokenizer.json, which adds the special tokens, corner tokens included, by itself."""
 
 import json
 import re
@@ -22,7 +22,8 @@ def describe_tokenizer(tokenizer: TextTokenizer) -> dict[str, Any]:
     content["truncation"] = content["padding"] = None
     first, last = ({"id": token, "ids": [token_id]} for token, token_id in _ends(hub_tokenizer))
     corners = [
-        {"id": f"[Cor {number + 1}]", "ids": [tokenizer.vocab_size + number]} for number in range(tokenizer.corner_tokens)
+        {"id": f"[Cor {number + 1}]", "ids": [tokenizer.vocab_size + number]}
+        for number in range(tokenizer.corner_tokens)
     ]
     special = [first, *corners, last]
     parts = [{"SpecialToken": {"id": each["id"], "type_id": 0}} for each in special]
@@ -80,8 +81,10 @@ def write_tokenizer(folder: Path, content: dict[str, Any], tokenizer: TextTokeni
 
 def _ends(hub_tokenizer: Any) -> list[tuple[str, int]]:
     """The token before a text and the one after it, with their ids."""
-    return [(str(getattr(hub_tokenizer, name)), int(getattr(hub_tokenizer, f"{name}_id"))) for name in
-            ("cls_token", "sep_token")]
+    return [
+        (str(getattr(hub_tokenizer, name)), int(getattr(hub_tokenizer, f"{name}_id")))
+        for name in ("cls_token", "sep_token")
+    ]
 
 
 def _split_ends(separator: str) -> tuple[str, str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lotlip_data.manifests.checkpoints import conversion
 from lotlip_data.manifests.checkpoints.weights import write_weights
+from lotlip_data.training.export.base import Format
 from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.source_files import write_sources
 from lotlip_data.training.export.text_files import describe_tokenizer, write_tokenizer
@@ -27,7 +28,7 @@ _MODULES = tuple(
 _PROCESSOR = {"AutoProcessor": "processing_lotlip.LoTLIPProcessor"}
 
 
-class TransformersFolder:
+class TransformersFolder(Format):
     """A model of transformers with its own code."""
 
     mark = "config.json"
@@ -57,7 +58,7 @@ class TransformersFolder:
         }
         conversion.write_text(folder / "preprocessor_config.json", json.dumps(processor, indent=2))
 
-    def describe(self, model: LoTLIP, folder: Path) -> dict[str, Any]:
+    def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
         return {
             "model_type": "lotlip",
             "architectures": ["LoTLIPModel"],

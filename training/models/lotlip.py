@@ -174,7 +174,11 @@ def _load_tokenizer(folder: str, url: str) -> Any:
 
 
 def build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
-    """The model of a config.json, with fresh weights; `url` names it in errors. Raises CheckpointError if its configuration is none, or of another tokenizer."""
+    """The model of a config.json, with fresh weights. `url` names it in errors.
+
+    Raises:
+        CheckpointError: The configuration is none, or of another tokenizer.
+    """
     description, transform = config["towers"], config["transform"]
     try:
         model = towers.build(description)

@@ -10,7 +10,9 @@ class LoTLIPConfig(PretrainedConfig):
 
     model_type = "lotlip"
 
-    def __init__(self, towers: dict[str, Any] | None = None, projection_dim: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, towers: dict[str, Any] | None = None, projection_dim: int | None = None, **settings: Any
+    ) -> None:
         self.towers = towers
         self.projection_dim = projection_dim
         super().__init__(**settings)

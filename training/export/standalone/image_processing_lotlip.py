@@ -23,8 +23,6 @@ class LoTLIPImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, return_tensors: str | None = None, **ignored: Any) -> BatchFeature:
         """`pixel_values` [N, 3, size, size] of one image or a list: of Pillow, or uint8 [height, width, 3]."""
         transform = PixelTransform(**self.transform)
-        flat = [
-            image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
-            for image in make_flat_list_of_images(self.fetch_images(images))
-        ]
+        flat: Any = make_flat_list_of_images(self.fetch_images(images))
+        flat = [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in flat]
         return BatchFeature({"pixel_values": [transform.pixels(image) for image in flat]}, tensor_type=return_tensors)

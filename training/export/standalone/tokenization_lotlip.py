@@ -16,7 +16,7 @@ class LoTLIPTokenizer(PreTrainedTokenizerFast):
         defaults = {"padding": self.init_kwargs["text_padding"], "truncation": True}
         return super().__call__(text, text_pair, **{**defaults, **options})
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> Any:  # type: ignore[override]
         if text_pair is not None or options.get("is_split_into_words"):
             raise ValueError("this tokenizer takes texts, no pairs of texts and no lists of words")
         return super()._encode_plus(self._prepare(text), **options)
