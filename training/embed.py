@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lotlip_data.manifests import storage, wording
@@ -95,7 +95,7 @@ def embed_images(model: Embedder, folder: str, out: str, device: str | None = No
                 bar.note(f"{len(failed):,} failed" if failed else "")
                 bar.update(len(part.names) + len(part.unreadable))
 
-    written, width = _write(out, parts(), "name", model.image_identity)
+    written, width = _write(out, parts(), "name", model, pick_device(device))
     return Embedding(written, width, failed)
 
 
@@ -168,7 +168,7 @@ def embed_texts(model: Embedder, file: str, out: str, device: str | None = None)
             truncated += sum(length > model.context_length for length in embedded.lengths)
             yield part, embedded.features
 
-    written, width = _write(out, parts(), "text", model.image_identity)
+    written, width = _write(out, parts(), "text", model, pick_device(device))
     if truncated:
         logger.warning(
             f"{truncated:,} of {wording.count(len(lines), 'text')} {wording.plural(truncated, 'is')} longer than "
@@ -189,42 +189,33 @@ def _read_lines(file: str) -> list[str]:
     return lines
 
 
-def _write(out: str, parts: Iterable[tuple[list[str], Tensor]], key: str, image_identity: str) -> tuple[int, int]:
-    """Commit features as one Parquet file. Raises UserError if it exists, or if there is no feature at all.
+def _write(
+    out: str, parts: Iterable[tuple[list[str], Tensor]], key: str, model: Embedder, place: torch.device
+) -> tuple[int, int]:
+    """Commit features as one Parquet file. Raises UserError if it exists.
 
     Args:
         out: The file.
         parts: Strings for the first column, and features [N, D].
         key: The name of the first column.
-        image_identity: That of the model.
+        model: The model that has computed them.
+        place: Its device.
 
     Returns:
         The number of rows, and D.
     """
-    rows, width = 0, 0
-    writer: pq.ParquetWriter | None = None
+    with in_16_bit(place):
+        width = model.embed_images([Image.new("RGB", (8, 8))]).shape[1]
+    metadata = {METADATA: json.dumps({"image_identity": model.image_identity})}
+    schema = pa.schema([(key, pa.string()), ("feature", pa.list_(pa.float32(), width))], metadata=metadata)
+    rows = 0
     with tempfile.TemporaryDirectory() as scratch:
         local = pathlib.Path(scratch, "features.parquet")
-        try:
+        with pq.ParquetWriter(local, schema) as writer:
             for strings, features in parts:
-                if not strings:
-                    continue
-                if writer is None:
-                    width = features.shape[1]
-                    writer = pq.ParquetWriter(local, _schema(key, width, image_identity))
-                values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().ravel()), width)
-                writer.write_table(pa.table([pa.array(strings, pa.string()), values], schema=writer.schema))
+                values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().ravel(), pa.float32()), width)
+                writer.write_table(pa.table([pa.array(strings, pa.string()), values], schema=schema))
                 rows += len(strings)
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise UserError(f"{out}: not written: not one of the images can be read")
         if not storage.create_from_file(out, str(local)):
             _require_new(out)
     return rows, width
-
-
-def _schema(key: str, width: int, image_identity: str) -> Any:
-    metadata = {METADATA: json.dumps({"image_identity": image_identity})}
-    return pa.schema([(key, pa.string()), ("feature", pa.list_(pa.float32(), width))], metadata=metadata)

@@ -5,6 +5,7 @@ and numpy.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class OnnxFolder(Format):
             "pad_token": pad_token,
         }
         write_tokenizer(folder, content, model.tokenizer)
-        write_sources([_MODULE], folder)
+        write_sources([_MODULE], folder, is_package=False)
 
     def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
         tokenizer, size, width = model.tokenizer, model.transform.size, model.towers.image.dim
@@ -114,16 +115,18 @@ class _TextGraph(nn.Module):
 
 def _export(graph: nn.Module, example: Tensor, file: Path, name: str, dynamic: dict[int, str]) -> None:
     """Write a graph with one input and one output, whose axes `dynamic` may have any size."""
-    program = torch.onnx.export(
-        graph.eval(),
-        (example,),
-        input_names=[name],
-        output_names=["features"],
-        dynamic_shapes=({axis: torch.export.Dim(label) for axis, label in dynamic.items()},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of its deprecated functions
+        program = torch.onnx.export(
+            graph.eval(),
+            (example,),
+            input_names=[name],
+            output_names=["features"],
+            dynamic_shapes=({axis: torch.export.Dim(label) for axis, label in dynamic.items()},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     program.save(file)
 

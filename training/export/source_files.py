@@ -1,7 +1,7 @@
 """Copies modules of this project into an exported folder, which then needs no installation of the project.
 
 In a copy, `from lotlip_data.a.b import name` reads `from .b import name`: all modules lie side by side, which is the
-layout that transformers loads code from.
+layout that transformers loads code from. It reads `from b import name` where the folder itself is on Python's path.
 """
 
 import importlib.util
@@ -13,15 +13,13 @@ _IMPORT = re.compile(r"^(\s*)from (lotlip_data(?:\.\w+)*)\.(\w+) import ", re.MU
 _OTHER_IMPORT = re.compile(r"^\s*import lotlip_data|^\s*from lotlip_data import ", re.MULTILINE)
 
 
-def write_sources(modules: Iterable[str], folder: Path) -> list[str]:
+def write_sources(modules: Iterable[str], folder: Path, *, is_package: bool) -> None:
     """Copy modules, and those of this project that they import, into a folder.
 
     Args:
         modules: Their full names.
         folder: The folder.
-
-    Returns:
-        The names of the files.
+        is_package: Whether the modules will be imported as those of a package.
 
     Raises:
         ValueError: A module imports this project in a way that has no counterpart in a flat folder.
@@ -37,9 +35,8 @@ def write_sources(modules: Iterable[str], folder: Path) -> list[str]:
         if file.exists():
             continue
         source = _source(module)
-        file.write_text(_IMPORT.sub(r"\1from .\3 import ", source), encoding="utf-8")
+        file.write_text(_IMPORT.sub(rf"\1from {'.' if is_package else ''}\3 import ", source), encoding="utf-8")
         pending += [f"{package}.{imported}" for _, package, imported in _IMPORT.findall(source)]
-    return sorted(f"{name}.py" for name in origins)
 
 
 def _source(module: str) -> str:

@@ -21,7 +21,7 @@ from lotlip_data.training.export.text_files import describe_tokenizer, write_tok
 from lotlip_data.training.models import towers
 from lotlip_data.training.models.lotlip import LoTLIP
 
-_MODULES = tuple(
+MODULES = tuple(
     f"lotlip_data.training.export.standalone.{name}_lotlip"
     for name in ("configuration", "modeling", "tokenization", "image_processing", "processing")
 )
@@ -39,7 +39,7 @@ class TransformersFolder(Format):
 
     def write(self, model: LoTLIP, folder: Path) -> None:
         write_weights(folder / "model.safetensors", model.towers.state_dict())
-        write_sources(_MODULES, folder)
+        write_sources(MODULES, folder, is_package=True)
         write_tokenizer(
             folder,
             describe_tokenizer(model.tokenizer),
