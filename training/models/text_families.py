@@ -2,8 +2,8 @@
 
 BERT-like encoders summarise a text in its first token, [CLS]; the corner tokens follow it and take the next positions.
 CLIP and SigLIP summarise a text in its last token; the corner tokens stand behind it, at its position, so that a
-pre-trained table of positions stays as it is. CLIP is causal: its last token is the first that has seen the text. SigLIP
-pads every text to the context length and sees the padding, so padding is a part of the text.
+pre-trained table of positions stays as it is. CLIP is causal: its last token is the only one that has seen the whole
+text. SigLIP pads every text to the context length and sees the padding, so padding is a part of the text.
 
 Shapes: R rows of tokens, L tokens per row, E hidden size.
 """
@@ -24,10 +24,14 @@ class TextFamily:
     is_padded: ClassVar[bool] = False
     """Texts are padded to the context length by their tokenizer, and the padding is seen."""
     projection_has_bias: ClassVar[bool] = False
+    position_table: ClassVar[str | None] = "embeddings.position_embeddings"
+    """The module that has the table of positions. None for an encoder without a table."""
 
     def positions(self, encoder: Any) -> tuple[int, int]:
         """The number of positions that a text can have, and the index of the first one in the encoder's table."""
-        table = encoder.embeddings.position_embeddings
+        if self.position_table is None:
+            return int(encoder.config.max_position_embeddings), 0
+        table = encoder.get_submodule(self.position_table)
         # RoBERTa's table has rows for padding, up to and including the padding token's id. Texts cannot use them.
         first = 0 if table.padding_idx is None else table.padding_idx + 1
         return int(table.num_embeddings - first), first
@@ -36,11 +40,15 @@ class TextFamily:
         """The id of the token that ends a text, where it is the summary token. None elsewhere."""
         return None
 
-    def build(self, config: Any) -> Any:
-        """The encoder of a configuration, with fresh weights."""
+    def model_class(self) -> Any:
+        """The class of transformers that loads the encoder."""
         from transformers import AutoModel
 
-        return AutoModel.from_config(config, attn_implementation="sdpa")
+        return AutoModel
+
+    def build(self, config: Any) -> Any:
+        """The encoder of a configuration, with fresh weights."""
+        return self.model_class().from_config(config, attn_implementation="sdpa")
 
     def make_pooler(self, encoder: Any) -> nn.Module | None:
         """A fresh pooler for an encoder that is published without one. None if it has one, or needs none."""
@@ -72,8 +80,7 @@ class TextFamily:
 class ModernBert(TextFamily):
     """ModernBERT: rotary positions, most layers see a window of neighbouring tokens, and no pre-trained pooler."""
 
-    def positions(self, encoder: Any) -> tuple[int, int]:
-        return int(encoder.config.max_position_embeddings), 0
+    position_table = None
 
     def make_pooler(self, encoder: Any) -> nn.Module:
         """As BERT's: a dense layer and tanh."""
@@ -97,9 +104,7 @@ class Clip(TextFamily):
 
     summary_is_last = True
     is_causal = True
-
-    def positions(self, encoder: Any) -> tuple[int, int]:
-        return int(encoder.embeddings.position_embedding.num_embeddings), 0
+    position_table = "embeddings.position_embedding"
 
     def end_id(self, config: Any) -> int | None:
         # Configurations of before transformers 4.31 name another token. CLIP's own is the last of its vocabulary.
@@ -129,10 +134,13 @@ class Siglip(Clip):
     def end_id(self, config: Any) -> None:
         return None  # the padding behind the text is a part of it
 
-    def build(self, config: Any) -> Any:
+    def model_class(self) -> Any:
         from transformers import SiglipTextModel  # which AutoModel does not know
 
-        return SiglipTextModel._from_config(config, attn_implementation="sdpa")
+        return SiglipTextModel
+
+    def build(self, config: Any) -> Any:
+        return self.model_class()._from_config(config, attn_implementation="sdpa")
 
     def make_pooler(self, encoder: Any) -> None:
         encoder.head = nn.Identity()  # the text tower has it as its projection

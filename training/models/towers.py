@@ -149,7 +149,9 @@ class TextTower(nn.Module):
             return self.forward(row[None], None, layout)
 
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            alone = torch.cat([features(*text) for text in zip(ids.split(lengths), ([n] for n in lengths), strict=True)])
+            alone = torch.cat(
+                [features(*text) for text in zip(ids.split(lengths), ([n] for n in lengths), strict=True)]
+            )
             packed = features(ids, lengths)
         for module, training in modes:
             module.training = training
@@ -185,11 +187,12 @@ class TwoTowers(nn.Module):
     MAX_SCALE = 100.0
     INITIAL_SCALE = 1 / 0.07
 
-    def __init__(self, image: ImageTower, text: TextTower) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, log_scale: float | None = None) -> None:
+        """`log_scale` is the logarithm of 1/τ. Default: that of 1/0.07, the authors' initial value."""
         super().__init__()
         self.image = image
         self.text = text
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE) if log_scale is None else log_scale))
         self._locked: list[nn.Module] = []
 
     @property

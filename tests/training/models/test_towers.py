@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.models import timm_vit
-from lotlip_data.training.models.pretrained import image_config, load_image_tower, load_text_encoder, resize_positions
+from lotlip_data.training.models.positions import resize_positions
+from lotlip_data.training.models.pretrained import image_config, load_image_tower, load_text_encoder
 from lotlip_data.training.models.towers import TextSettings, TextTower
 
 TOLERANCE = 1e-5
