@@ -46,6 +46,7 @@ class Transform(TypedDict):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    resize_mode: NotRequired[Literal["shortest", "squash"]]
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -139,7 +139,11 @@ class LoTLIPModel:
         self.text_form: TextForm = self.model.tokenizer.form
         transform = self.model.transform
         self.preprocessing: Mapping[str, str] = protocol.describe_preprocessing(
-            (transform.size, transform.size), "shortest", transform.interpolation, transform.mean, transform.std
+            (transform.size, transform.size),
+            transform.resize_mode,
+            transform.interpolation,
+            transform.mean,
+            transform.std,
         )
 
     @functools.cached_property

@@ -6,6 +6,7 @@ a fixed resolution), and open_clip's (CLIP). A model of open_clip is renamed int
 inputs: both must compute the same features.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lotlip_data.manifests.checkpoints import hub
 from lotlip_data.manifests.errors import UserError
@@ -22,10 +23,10 @@ from lotlip_data.training.data.tokenizer import load_tokenizer
 from lotlip_data.training.models import open_clip_names
 from lotlip_data.training.models.open_clip_models import PREFIX, LoadedOpenClip, import_open_clip, load_open_clip
 from lotlip_data.training.models.pooling import check_features
-from lotlip_data.training.models.pretrained import load_pretrained, local_file, resize_vit, transformers_config
+from lotlip_data.training.models.pretrained import Label, load_pretrained, local_file, resize_vit, transformers_config
 from lotlip_data.training.models.towers import ImageTower
 
-_LABEL = "start_from"
+_LABEL: Label = "start_from"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _TOLERANCE = 1e-4
 """Largest difference between the features of open_clip and of transformers, relative to the largest feature."""
@@ -71,9 +72,10 @@ def load_clip(name: str, *, image_size: int | None = None) -> ClipCheckpoint:
         advice = "; of SigLIP 2, use a checkpoint of one resolution" if kind == "siglip2" else ""
         raise UserError(f"{_LABEL} {name!r}: is of model_type {kind!r}, and only clip and siglip are known{advice}")
     model = load_pretrained(name, _LABEL)
-    return _take_apart(
-        model, load_tokenizer(name), load_transform(name, model.config.vision_config.image_size), image_size, name
-    )
+    transform = load_transform(name, model.config.vision_config.image_size)
+    if kind == "siglip":  # published with both sides resized, and no crop
+        transform = dataclasses.replace(transform, resize_mode="squash")
+    return _take_apart(model, load_tokenizer(name), transform, image_size, name)
 
 
 def _take_apart(
@@ -83,7 +85,7 @@ def _take_apart(
     projection = getattr(model, "visual_projection", None)
     vit = resize_vit(model.vision_model, image_size, "pooler", name)
     image = ImageTower(vit, "pooler", projection and projection.out_features)
-    if image.proj is not None:
+    if image.proj is not None and projection is not None:
         image.proj.load_state_dict(projection.state_dict())
     check_features(image, vit.config.image_size, f"{_LABEL} {name!r}")
     head = model.text_projection if projection is not None else model.text_model.head
@@ -92,10 +94,10 @@ def _take_apart(
         image=image,
         text_encoder=model.text_model,
         text_projection={name: value.detach().clone() for name, value in head.state_dict().items()},
-        log_scale=float(model.logit_scale),
-        logit_bias=None if bias is None else float(bias),
+        log_scale=model.logit_scale.item(),
+        logit_bias=None if bias is None else bias.item(),
         tokenizer=tokenizer,
-        transform=ImageTransform(vit.config.image_size, transform.mean, transform.std, transform.interpolation),
+        transform=dataclasses.replace(transform, size=vit.config.image_size),
     )
 
 
@@ -116,6 +118,7 @@ def _from_open_clip(name: str, image_size: int | None) -> ClipCheckpoint:
         tuple(preprocessing["mean"]),
         tuple(preprocessing["std"]),
         preprocessing.get("interpolation", "bicubic"),
+        "squash" if preprocessing.get("resize_mode") == "squash" else "shortest",
     )
     return _take_apart(model, _tokenizer_of(loaded), transform, image_size, name)
 
@@ -162,7 +165,7 @@ def _layer_sizes(transformer: Any, block: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _require_equal_features(source: nn.Module, model: Any) -> None:
+def _require_equal_features(source: Any, model: Any) -> None:
     """Raise ValueError unless both compute the same features of a few images and texts."""
     generator = torch.Generator().manual_seed(0)
     side, text = model.config.vision_config.image_size, model.config.text_config
@@ -185,7 +188,10 @@ def _tokenizer_of(loaded: LoadedOpenClip) -> Any:
     from transformers import CLIPTokenizer
 
     ranks = loaded.tokenize.bpe_ranks
-    return CLIPTokenizer(vocab=dict(loaded.tokenize.encoder), merges=sorted(ranks, key=ranks.__getitem__))
+    start, end = loaded.tokenize.all_special_ids[:2]
+    names = {loaded.tokenize.decoder[start]: "<|startoftext|>", loaded.tokenize.decoder[end]: "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in loaded.tokenize.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=sorted(ranks, key=ranks.__getitem__))
 
 
 @contextmanager

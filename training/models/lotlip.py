@@ -11,7 +11,6 @@ Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +38,7 @@ from lotlip_data.manifests.checkpoints.model_folder import (
     ModelConfig,
 )
 from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE, Run
 from lotlip_data.training.config import ConfigError, TrainConfig
@@ -135,7 +135,7 @@ class LoTLIP:
             "context_length": self.tokenizer.context_length,
             "text_form": self.tokenizer.form,
             "towers": towers.describe(self.towers),
-            "transform": dataclasses.asdict(self.transform),
+            "transform": self.transform.settings(),
         }
 
     def _format(self) -> int:
@@ -241,9 +241,18 @@ def load_model(config: TrainConfig) -> LoTLIP:
     is fresh, unless the training starts from a whole CLIP.
 
     Raises:
-        UserError: A tower cannot be loaded.
-        ConfigError: The context length exceeds the text tower's positions.
+        UserError: A tower cannot be loaded, or its tokenizer is another one's.
+        ConfigError: The settings do not fit the text tower, such as a context length beyond its positions.
     """
+    try:
+        return _make_model(config)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_model(config: TrainConfig) -> LoTLIP:
     settings = TextSettings(config.corner_tokens, config.corner_mask)
     if config.start_from:
         clip = load_clip(_local_name(config.start_from), image_size=config.image_size)

@@ -117,8 +117,12 @@ class Clip(TextFamily):
         return hidden[:, 0]
 
     def hidden_states(self, encoder: Any, inputs: dict[str, Tensor], positions: Tensor | None, mask: Tensor) -> Tensor:
-        # Part by part: the whole encoder takes no word embeddings, and makes a mask and a feature of its own.
-        embedded = encoder.embeddings(**inputs, position_ids=positions)
+        # Part by part: the whole encoder takes no word embeddings, makes a mask and a feature of its own, and refuses
+        # rows that are longer than its positions, of which packed texts use each one several times.
+        words = inputs.get("inputs_embeds")
+        if words is None:
+            words = encoder.embeddings.token_embedding(inputs["input_ids"])
+        embedded = words + encoder.embeddings.position_embedding(positions)
         outputs = encoder.encoder(inputs_embeds=embedded, attention_mask=mask, is_causal=False)
         hidden: Tensor = encoder.final_layer_norm(outputs.last_hidden_state)
         return hidden

@@ -126,8 +126,9 @@ class TextTower(nn.Module):
             return ids != self.pad_id, ids.new_zeros(rows)
         if self.family.is_padded:
             return torch.ones_like(ids, dtype=torch.bool), ids.new_full((rows,), length - 1 - corners)
-        # The first one: the padding may be the same token.
-        summary = (ids == self.family.end_id(self.encoder.config)).int().argmax(dim=1)
+        end = self.family.end_id(self.encoder.config)
+        assert end is not None  # the summary token of such a family ends the text
+        summary = ids.eq(end).int().argmax(dim=1)  # the first one: the padding may be the same token
         return torch.arange(length, device=ids.device) <= (summary + corners)[:, None], summary
 
     @cached_property
