@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,14 @@ class ImageTransform(PixelTransform):
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 3, size, size] of N images."""
-        return torch.stack([self.normalize(self.center_crop(image)) for image in images])
+        return torch.stack([self.normalize(self.square(image)) for image in images])
+
+    def settings(self) -> dict[str, Any]:
+        """The settings, as JSON holds them. The usual resize mode is not named, so that earlier releases read them."""
+        settings = asdict(self)
+        if self.resize_mode == "shortest":
+            del settings["resize_mode"]
+        return settings
 
     def normalize(self, image: Image.Image) -> Tensor:
         """float32 [3, size, size] of an RGB image of size × size pixels."""

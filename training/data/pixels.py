@@ -4,10 +4,12 @@ timm's crop_pct (0.9 for the paper's towers) is ignored: the authors' code evalu
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
+
+ResizeMode = Literal["shortest", "squash"]
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -16,6 +18,8 @@ INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampl
 class PixelTransform:
     """Resizes the shorter side to `size`, crops the center and normalizes, with exactly timm's pixels.
 
+    With `resize_mode` squash it resizes both sides to `size` instead, as a SigLIP was trained.
+
     Normalization is (x − mean) / std of values in [0, 1]. The authors' code uses 0.5 for both, and bicubic resizing.
     """
 
@@ -23,16 +27,19 @@ class PixelTransform:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
+    resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation: {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+        if self.resize_mode not in get_args(ResizeMode):
+            raise ValueError(f"resize_mode: {self.resize_mode!r} is not one of {', '.join(get_args(ResizeMode))}")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 
     def pixels(self, image: Image.Image) -> Any:
         """float32 [3, size, size], a numpy array, of an image of any size."""
-        return self.normalized(self.center_crop(image))
+        return self.normalized(self.square(image))
 
     def normalized(self, image: Image.Image) -> Any:
         """float32 [3, size, size], a numpy array, of an RGB image of size × size pixels."""
@@ -44,12 +51,14 @@ class PixelTransform:
         """The image at `width` × `height` pixels, with this transform's interpolation."""
         return image.resize((width, height), INTERPOLATIONS[self.interpolation])
 
-    def center_crop(self, image: Image.Image) -> Image.Image:
-        """The center of the image as RGB, size × size pixels, after its shorter side is resized to `size`."""
+    def square(self, image: Image.Image) -> Image.Image:
+        """The image as RGB, size × size pixels: its center after its shorter side is resized, or all of it squashed."""
         image = image.convert("RGB")
         width, height = image.size
         if (width, height) == (self.size, self.size):
             return image
+        if self.resize_mode == "squash":
+            return self.resize(image, self.size, self.size)
         shorter = min(width, height)
         width, height = self.size * width // shorter, self.size * height // shorter
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)

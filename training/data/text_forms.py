@@ -26,14 +26,18 @@ def clean_text(text: str) -> str:
 def prepare(text: str, form: str, separator: str) -> str:
     """The text in a form, for a tokenizer that makes its separating token of `separator`.
 
+    `plain` is the form of all other text towers: the whole text, cleaned.
+
     Raises:
         ValueError: The form is unknown.
     """
+    if form == "plain":
+        return clean_text(text)
     if form == "authors":
         return authors_form(text, separator)
     if form == "punkt":
         return separator.join(split(clean_text(text), "punkt"))
-    raise ValueError(f"text form {form!r} is not one of {', '.join(get_args(TextForm))}")
+    raise ValueError(f"text form {form!r} is not one of plain, {', '.join(get_args(TextForm))}")
 
 
 def authors_form(text: str, separator: str) -> str:

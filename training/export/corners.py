@@ -1,14 +1,16 @@
 """Leaves the corner tokens out of a model: they serve the training alone.
 
 By the paper's mask nothing but a corner token itself sees it (Sec. 4.3), so the feature of a text does not depend on
-them. They take the positions 1…m of their text, though. Without them the text tower has the rows of its position table
-in another order: 0, m + 1, m + 2, …, and the rows 1…m at the end, where no text reaches. A text has m tokens fewer.
+them. Behind a text of CLIP's they take no positions. In a BERT-like tower they take the positions 1…m of their text;
+without them the tower has the rows of its position table in another order: 0, m + 1, m + 2, …, and the rows 1…m at the
+end, where no text reaches. A text has m tokens fewer.
 """
 
 import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
@@ -31,17 +33,25 @@ def without_corner_tokens(model: LoTLIP) -> LoTLIP | None:
     if not config["towers"]["mask"]:
         return None
     config["towers"]["corner_tokens"] = 0
-    config["context_length"] -= count
+    family = model.towers.text.family
+    if not family.summary_is_last:
+        config["context_length"] -= count
     smaller = lotlip.build(config, model.tokenizer.tokenizer, "the model without corner tokens")
     weights = dict(model.towers.state_dict())
     encoder = model.towers.text.encoder
-    words, positions = encoder.get_input_embeddings(), encoder.embeddings.position_embeddings
-    first = 0 if positions.padding_idx is None else positions.padding_idx + 1
     names = {id(tensor): name for name, tensor in model.towers.named_parameters()}
-    weights[names[id(words.weight)]] = words.weight[:-count]
-    before, corners, after = positions.weight.tensor_split([first + 1, first + 1 + count])
-    weights[names[id(positions.weight)]] = torch.cat([before, after, corners])
+    words = encoder.get_input_embeddings().weight
+    weights[names[id(words)]] = words[:-count]
+    if family.position_table and not family.summary_is_last:
+        positions = encoder.get_submodule(family.position_table).weight
+        weights[names[id(positions)]] = _moved(positions, family.positions(encoder)[1] + 1, count)
     smaller.towers.load_state_dict(weights)
     smaller.towers.eval()
     change = (smaller.embed_texts(_PROBES) - model.embed_texts(_PROBES)).abs().max()
     return smaller if change <= MAX_CHANGE else None
+
+
+def _moved(table: Tensor, start: int, count: int) -> Tensor:
+    """The table with `count` rows from `start` on at its end."""
+    before, moved, after = table.tensor_split([start, start + count])
+    return torch.cat([before, after, moved])

@@ -16,10 +16,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.data.tokenizer import TextTokenizer
 from lotlip_data.training.export.base import Format
 from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.source_files import write_sources
-from lotlip_data.training.export.text_files import TOKENIZER, describe_tokenizer, write_tokenizer
+from lotlip_data.training.export.text_files import (
+    TOKENIZER,
+    describe_tokenizer,
+    form_of,
+    reads_special_tokens_as_text,
+    write_tokenizer,
+)
 from lotlip_data.training.models.lotlip import LoTLIP
 
 OPSET = 18
@@ -42,22 +49,7 @@ class OnnxFolder(Format):
         _export(_ImageGraph(model), pixels, folder / _IMAGE, "pixel_values", {0: "images"})
         ids = model.tokenizer.pad(model.tokenizer.encode(["two red cars. a dog on a beach.", "a"]).ids)
         _export(_TextGraph(model), ids, folder / _TEXT, "input_ids", {0: "texts", 1: "tokens"})
-        content = describe_tokenizer(model.tokenizer)
-        pad_token = str(model.tokenizer.tokenizer.pad_token)
-        content["truncation"] = {
-            "direction": "Right",
-            "max_length": model.tokenizer.context_length,
-            "strategy": "LongestFirst",
-            "stride": 0,
-        }
-        content["padding"] = {
-            "strategy": "BatchLongest",
-            "direction": "Right",
-            "pad_to_multiple_of": None,
-            "pad_id": model.tokenizer.pad_id,
-            "pad_type_id": 0,
-            "pad_token": pad_token,
-        }
+        content = {**describe_tokenizer(model.tokenizer), **_truncation_and_padding(model.tokenizer)}
         write_tokenizer(folder, content, model.tokenizer)
         write_sources([_MODULE], folder, is_package=False)
 
@@ -68,15 +60,16 @@ class OnnxFolder(Format):
             "file": _IMAGE,
             "input": {"name": "pixel_values", "type": "float32", "shape": ["N", 3, size, size]},
             "output": output,
-            "transform": model.config()["transform"],
+            "transform": model.transform.settings(),
         }
         text = {
             "file": _TEXT,
             "input": {"name": "input_ids", "type": "int64", "shape": ["N", "L"]},
             "output": output,
             "tokenizer": TOKENIZER,
-            "form": tokenizer.form,
+            "form": form_of(tokenizer),
             "separator": str(tokenizer.tokenizer.sep_token),
+            "special_tokens_are_text": reads_special_tokens_as_text(tokenizer),
             "context_length": tokenizer.context_length,
             "pad_id": tokenizer.pad_id,
         }
@@ -93,6 +86,21 @@ def require_packages() -> None:
             f"--format onnx needs the Python package {missing[0]}, which is not installed; "
             "pip install 'lotlip-data[onnx]'; in a clone: pip install '.[onnx]'"
         )
+
+
+def _truncation_and_padding(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The parts of tokenizer.json that truncate texts at the context length and pad them."""
+    length, side = tokenizer.context_length, tokenizer.tokenizer.padding_side if tokenizer.is_padded else "right"
+    truncation = {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
+    padding = {
+        "strategy": {"Fixed": length} if tokenizer.is_padded else "BatchLongest",
+        "direction": side.capitalize(),
+        "pad_to_multiple_of": None,
+        "pad_id": tokenizer.pad_id,
+        "pad_type_id": 0,
+        "pad_token": str(tokenizer.tokenizer.pad_token),
+    }
+    return {"truncation": truncation, "padding": padding}
 
 
 class _ImageGraph(nn.Module):

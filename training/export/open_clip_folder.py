@@ -21,9 +21,10 @@ from lotlip_data.manifests.checkpoints.weights import write_weights
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.evaluation.models import OpenClipModel
 from lotlip_data.training.export.base import Format
+from lotlip_data.training.export.clip import clip_weights, is_clip
 from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.text_files import describe_tokenizer, split_at_full_stops, write_tokenizer
-from lotlip_data.training.models import timm_vit
+from lotlip_data.training.models import open_clip_names, timm_vit
 from lotlip_data.training.models.lotlip import LoTLIP
 
 logger = logging.getLogger(__name__)
@@ -41,23 +42,26 @@ class OpenClipFolder(Format):
     tolerance = 1e-5
 
     def prepare(self, model: LoTLIP) -> LoTLIP:
-        if model.tokenizer.form != "authors":
-            raise UserError(
-                f"the model's text form is {model.tokenizer.form}, but the tokenizers of open_clip cannot split texts "
-                f"into sentences; {_USE_ANOTHER}"
-            )
-        text_type = model.towers.text.encoder.config.model_type
-        if text_type not in _TEXT_TOWERS:
-            raise UserError(
-                f"open_clip has no text tower of model_type {text_type!r}, only {', '.join(_TEXT_TOWERS)}; "
-                f"{_USE_ANOTHER}"
-            )
-        _require_plain_vit(model)
         if (smaller := without_corner_tokens(model)) is None:
             raise UserError(
                 f"the features of texts depend on the model's {model.tokenizer.corner_tokens} register tokens, which "
                 f"open_clip does not have; {_USE_ANOTHER}"
             )
+        if is_clip(smaller):
+            _require_clip_of_open_clip(smaller)
+            return smaller
+        text_type = model.towers.text.encoder.config.model_type
+        if text_type not in _TEXT_TOWERS:
+            raise UserError(
+                f"open_clip has no text tower of model_type {text_type!r}, only {', '.join(_TEXT_TOWERS)} and whole "
+                f"CLIPs; {_USE_ANOTHER}"
+            )
+        if model.tokenizer.form != "authors":
+            raise UserError(
+                f"the model's text form is {model.tokenizer.form}, but the tokenizers of open_clip cannot split texts "
+                f"into sentences; {_USE_ANOTHER}"
+            )
+        _require_plain_vit(model)
         logger.warning(
             "open_clip's tokenizer makes a space of every white space and strips the text, before the full stops are "
             "looked for: only where each full stop between sentences has one space behind it, and the last one none, "
@@ -66,6 +70,11 @@ class OpenClipFolder(Format):
         return smaller
 
     def write(self, model: LoTLIP, folder: Path) -> None:
+        content = describe_tokenizer(model.tokenizer)
+        if is_clip(model):
+            write_weights(folder / WEIGHTS, open_clip_names.to_open_clip(clip_weights(model)))
+            write_tokenizer(folder, content, model.tokenizer)
+            return
         text = {f"text.{_text_name(name)}": value for name, value in model.towers.text.state_dict().items()}
         image = {f"visual.{name}": value for name, value in _image_weights(model).items()}
         scale = {"logit_scale": model.towers.log_scale.detach()}
@@ -73,26 +82,18 @@ class OpenClipFolder(Format):
         config = model.towers.text.encoder.config.to_dict()
         conversion.write_text(folder / "config.json", json.dumps(config, indent=2))
         separator = str(model.tokenizer.tokenizer.sep_token)
-        content = split_at_full_stops(describe_tokenizer(model.tokenizer), separator)
-        write_tokenizer(folder, content, model.tokenizer)
+        write_tokenizer(folder, split_at_full_stops(content, separator), model.tokenizer)
 
     def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
-        text = {
-            "hf_model_name": home,
-            "hf_tokenizer_name": home,
-            "hf_proj_type": "linear",
-            "hf_pooler_type": "cls_pooler",
-            "context_length": model.tokenizer.context_length,
-        }
+        architecture = _clip_architecture(model, home) if is_clip(model) else _architecture(model, home)
         transform = model.transform
         preprocessing = {
             "size": transform.size,
             "mean": transform.mean,
             "std": transform.std,
             "interpolation": transform.interpolation,
-            "resize_mode": "shortest",
+            "resize_mode": transform.resize_mode,
         }
-        architecture = {"embed_dim": model.towers.image.dim, "vision_cfg": _vision_config(model), "text_cfg": text}
         return {"model_cfg": architecture, "preprocess_cfg": preprocessing}
 
     def load(self, folder: Path) -> "_Reader":
@@ -108,6 +109,62 @@ class _Reader:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         return self.model.embed_texts(texts).features
+
+
+def _architecture(model: LoTLIP, home: str) -> dict[str, Any]:
+    """A CustomTextCLIP with a text tower of transformers."""
+    text = {
+        "hf_model_name": home,
+        "hf_tokenizer_name": home,
+        "hf_proj_type": "linear",
+        "hf_pooler_type": "cls_pooler",
+        "context_length": model.tokenizer.context_length,
+    }
+    return {"embed_dim": model.towers.image.dim, "vision_cfg": _vision_config(model), "text_cfg": text}
+
+
+def _clip_architecture(model: LoTLIP, home: str) -> dict[str, Any]:
+    """A CLIP of open_clip's own."""
+    image, text = model.towers.image.vit.config, model.towers.text.encoder.config
+    text_settings = {
+        "context_length": text.max_position_embeddings,
+        "vocab_size": text.vocab_size,
+        "hf_tokenizer_name": home,
+        "pool_type": "eos",
+        "eos_id": model.towers.text.family.end_id(text),
+        **_sizes(text),
+        "heads": text.num_attention_heads,
+    }
+    vision = {
+        "image_size": image.image_size,
+        "patch_size": image.patch_size,
+        **_sizes(image),
+        "head_width": image.hidden_size // image.num_attention_heads,
+    }
+    return {
+        "embed_dim": model.towers.image.dim,
+        "vision_cfg": vision,
+        "text_cfg": text_settings,
+        "quick_gelu": image.hidden_act == "quick_gelu",
+    }
+
+
+def _sizes(config: Any) -> dict[str, Any]:
+    return {
+        "width": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "norm_kwargs": {"eps": config.layer_norm_eps},
+    }
+
+
+def _require_clip_of_open_clip(model: LoTLIP) -> None:
+    activations = {config.hidden_act for config in (model.towers.image.vit.config, model.towers.text.encoder.config)}
+    if activations not in ({"gelu"}, {"quick_gelu"}):
+        raise UserError(
+            f"the towers compute {' and '.join(sorted(activations))}, and a CLIP of open_clip has gelu or quick_gelu "
+            f"in both; {_USE_ANOTHER}"
+        )
 
 
 def _require_plain_vit(model: LoTLIP) -> None:
@@ -148,12 +205,9 @@ def _vision_config(model: LoTLIP) -> dict[str, Any]:
     return {
         "image_size": config.image_size,
         "patch_size": config.patch_size,
-        "width": config.hidden_size,
-        "layers": config.num_hidden_layers,
+        **_sizes(config),
         "head_width": config.hidden_size // config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
         "no_ln_pre": True,
-        "norm_kwargs": {"eps": config.layer_norm_eps},
     }
 
 

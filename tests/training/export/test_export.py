@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.models import load_embedder
 from lotlip_data.training.export import export_model
 from lotlip_data.training.export.export import FORMATS
-from lotlip_data.training.models.lotlip import LoTLIP
+from lotlip_data.training.models.lotlip import LoTLIP, load_model
 from tests.training.evaluation.tiny_clips import write_clip
 from tests.training.export.tiny_models import IMAGES, TEXTS, write_model, write_roberta
+from tests.training.models.tiny_models import write_clip as write_whole_clip
+from tests.training.models.tiny_models import write_siglip as write_whole_siglip
 
 TOLERANCE = {"open_clip": 1e-5, "transformers": 1e-5, "onnx": 1e-4}
 SLOW_ONNX = pytest.param("onnx", marks=pytest.mark.slow)
@@ -242,6 +245,40 @@ def test_a_vit_without_bias_in_its_attention_becomes_open_clips_own(tmp_path):
     export_model(str(tmp_path / "model"), str(tmp_path / "out"), "open_clip")
     reader = FORMATS["open_clip"].load(tmp_path / "out")
     torch.testing.assert_close(reader.embed_images(IMAGES), model.embed_images(IMAGES), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["open_clip", "transformers", SLOW_ONNX])
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_training_that_started_from_a_clip_is_exported(kind, form, tmp_path):
+    """Their corner tokens stand behind the text. A CLIP becomes the libraries' own; open_clip has no such SigLIP."""
+    {"clip": write_whole_clip, "siglip": write_whole_siglip}[kind](tmp_path / "start")
+    settings = {"start_from": str(tmp_path / "start"), "context_length": 20, "corner_tokens": 2}
+    load_model(make_config("lotlip", **settings)).save(str(tmp_path / "model"))
+    if (kind, form) == ("siglip", "open_clip"):
+        with pytest.raises(UserError, match="open_clip has no text tower of model_type 'siglip_text_model'"):
+            export_model(str(tmp_path / "model"), str(tmp_path / form), form)
+        return
+    export_model(str(tmp_path / "model"), str(tmp_path / form), form)
+    reader = FORMATS[form].load(tmp_path / form)
+    model = LoTLIP.load(str(tmp_path / "model"))
+    torch.testing.assert_close(reader.embed_images(IMAGES), model.embed_images(IMAGES), rtol=0, atol=TOLERANCE[form])
+    texts = [*TEXTS, "<|endoftext|> x", "a.\nb"]
+    torch.testing.assert_close(reader.embed_texts(texts), model.embed_texts(texts), rtol=0, atol=TOLERANCE[form])
+
+
+def test_a_clip_is_loaded_by_transformers_without_code(tmp_path):
+    from transformers import AutoModel, CLIPModel
+
+    write_whole_clip(tmp_path / "start")
+    settings = {"start_from": str(tmp_path / "start"), "context_length": 20, "corner_tokens": 2}
+    load_model(make_config("lotlip", **settings)).save(str(tmp_path / "model"))
+    export_model(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
+    loaded = AutoModel.from_pretrained(tmp_path / "out")
+    assert isinstance(loaded, CLIPModel)
+    model = LoTLIP.load(str(tmp_path / "model"))
+    with torch.no_grad():
+        features = loaded.eval().get_image_features(model.transform(IMAGES)).pooler_output
+    torch.testing.assert_close(F.normalize(features, dim=-1), model.embed_images(IMAGES), rtol=0, atol=1e-5)
 
 
 def test_a_hub_id_is_where_open_clip_reads_the_text_towers_configuration(model, tmp_path):

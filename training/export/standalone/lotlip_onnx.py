@@ -33,6 +33,7 @@ class LoTLIP:
             for tower in ("image", "text")
         )
         self._tokenizer = Tokenizer.from_file(str(Path(folder, self.config["text"]["tokenizer"])))
+        self._tokenizer.encode_special_tokens = self.config["text"]["special_tokens_are_text"]
         self._transform = PixelTransform(**self.config["image"]["transform"])
 
     def embed_images(self, images: Sequence[Image.Image]) -> Any:
