@@ -1,11 +1,13 @@
 """The index gives exact results, follows changes, and is whole whenever its process ends."""
 
 import sqlite3
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.manifests.iteration import batched
 from lotlip_data.training.search import index as module
 from lotlip_data.training.search.index import ImageIndex
 
@@ -96,3 +98,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises((UserError, OSError)):
         ImageIndex(tmp_path / "file" / "index.sqlite")
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 256)
+    features = unit(256, width=64)
+
+    def peak(images: int) -> int:
+        with ImageIndex(tmp_path / f"{images}.sqlite") as index:
+            tracemalloc.start()
+            index.compare((f"{number:07d}", "") for number in range(images))
+            for names in batched(index.pending(), 256):
+                index.add(list(names), features[: len(names)], [])
+            index.nearest(features[0], 10)
+            memory = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return memory
+
+    assert peak(20_000) < 1.2 * peak(2_000)
