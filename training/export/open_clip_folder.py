@@ -72,7 +72,10 @@ class OpenClipFolder(Format):
     def write(self, model: LoTLIP, folder: Path) -> None:
         content = describe_tokenizer(model.tokenizer)
         if is_clip(model):
-            write_weights(folder / WEIGHTS, open_clip_names.to_open_clip(clip_weights(model)))
+            weights = open_clip_names.to_open_clip(clip_weights(model))
+            # open_clip reads as many tokens as there are positions.
+            weights["positional_embedding"] = weights["positional_embedding"][: model.tokenizer.context_length]
+            write_weights(folder / WEIGHTS, weights)
             write_tokenizer(folder, content, model.tokenizer)
             return
         text = {f"text.{_text_name(name)}": value for name, value in model.towers.text.state_dict().items()}
@@ -127,7 +130,7 @@ def _clip_architecture(model: LoTLIP, home: str) -> dict[str, Any]:
     """A CLIP of open_clip's own."""
     image, text = model.towers.image.vit.config, model.towers.text.encoder.config
     text_settings = {
-        "context_length": text.max_position_embeddings,
+        "context_length": model.tokenizer.context_length,
         "vocab_size": text.vocab_size,
         "hf_tokenizer_name": home,
         "pool_type": "eos",
