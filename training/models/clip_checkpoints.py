@@ -261,13 +261,15 @@ def _with_cleaning(tokenizer: Any, cleaning: str) -> Any:
         Replace(Regex(r"\s+"), " "),
         Strip(),
     ]
-    steps = {"_clean_whitespace": [], "_clean_lower": lower, "_clean_canonicalize": canonical}[cleaning]
+    steps: list[Any] = {"_clean_whitespace": [], "_clean_lower": lower, "_clean_canonicalize": canonical}[cleaning]
     if steps and not getattr(tokenizer, "is_fast", False):
         raise ValueError("its tokenizer is not a fast one")
     if not steps:
         return tokenizer
     backend = tokenizer.backend_tokenizer
-    backend.normalizer = Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
+    if backend.normalizer is not None:
+        steps = [*steps, backend.normalizer]
+    backend.normalizer = Sequence(steps)
     # A class of its own would make the normaliser anew when it is loaded.
     options = {"padding_side": tokenizer.padding_side, **tokenizer.special_tokens_map}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
