@@ -7,6 +7,7 @@ inputs: both must compute the same features.
 """
 
 import dataclasses
+import re
 import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -252,16 +253,14 @@ def _with_cleaning(tokenizer: Any, cleaning: str) -> Any:
     from tokenizers.normalizers import Lowercase, Replace, Sequence, Strip
     from transformers import PreTrainedTokenizerFast
 
-    punctuation = "".join(f"\\{character}" for character in string.punctuation if character != "_")
-    lower = [Lowercase()]
-    canonical = [
-        Replace("_", " "),
-        Replace(Regex(f"[{punctuation}]"), ""),
-        *lower,
-        Replace(Regex(r"\s+"), " "),
-        Strip(),
-    ]
-    steps: list[Any] = {"_clean_whitespace": [], "_clean_lower": lower, "_clean_canonicalize": canonical}[cleaning]
+    punctuation = Regex(f"[{re.escape(string.punctuation.replace('_', ''))}]")
+    canonical = [Replace("_", " "), Replace(punctuation, ""), Lowercase(), Replace(Regex(r"\s+"), " "), Strip()]
+    known: dict[str, list[Any]] = {
+        "_clean_whitespace": [],
+        "_clean_lower": [Lowercase()],
+        "_clean_canonicalize": canonical,
+    }
+    steps = known[cleaning]
     if steps and not getattr(tokenizer, "is_fast", False):
         raise ValueError("its tokenizer is not a fast one")
     if not steps:
