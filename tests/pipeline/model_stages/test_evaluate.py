@@ -131,7 +131,7 @@ def test_two_models_are_compared_by_their_files_or_by_their_names(data, publishe
         assert ended.exit_code == 0, ended.output
     by_file = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json"])
     assert by_file.exit_code == 0 and "### x and y: y minus x" in by_file.stdout
-    assert "the texts of one image are drawn together" in by_file.stdout and "| MSCOCO | T2I R@1 |" in by_file.stdout
+    assert "the queries of one image are drawn together" in by_file.stdout and "| MSCOCO | T2I R@1 |" in by_file.stdout
     by_name = CliRunner().invoke(app, ["eval-tables", "x.json", "y.json", "--compare", "x", "y"])
     assert by_name.stdout == by_file.stdout
     shown = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json", "--json"])

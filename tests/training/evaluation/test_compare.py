@@ -69,7 +69,7 @@ def test_the_texts_of_one_image_are_drawn_together():
     t2i, i2t = comparison.differences
     assert (t2i.clusters, i2t.clusters) == (100, 100)
     assert t2i.interval == paired_interval(first, second, np.full(100, 5))
-    assert "the texts of one image are drawn together" in comparison.text()
+    assert "the queries of one image are drawn together" in comparison.text()
 
 
 def test_other_queries_give_an_unpaired_interval_and_a_warning():
@@ -113,7 +113,7 @@ def test_damaged_outcomes_are_an_error():
 def test_accuracies_are_compared():
     evaluations = []
     for name, found in zip(NAMES, (_hits(), _hits(better=80)), strict=True):
-        outcomes = Outcomes("q", {("top1",): found}, np.zeros(0, np.int64))
+        outcomes = Outcomes("q", {("top1",): found})
         figures = {"top1": found.mean(), "images": 500, "classes": 7, "damaged": []}
         evaluations.append(
             {"retrieval": {}, "classification": {"imagenet": figures}, "outcomes": {"imagenet": outcomes.encode()}}
