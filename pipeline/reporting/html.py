@@ -36,6 +36,7 @@ METRIC_LABELS = {
     "cut": "texts truncated",
     "cut_tokens": "tokens truncated",
     "top1": "top-1",
+    "text_only": "text-only accuracy",
 }
 """Labels of names in result files; any other name is shown unchanged."""
 

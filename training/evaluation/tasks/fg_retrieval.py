@@ -83,44 +83,41 @@ def _read_names(folder: Folder, path: str) -> dict[str, int]:
     return positions
 
 
-def _where(name: str, images: str) -> str:
-    return (
+def _task(
+    title: str, name: str, images: int, distractors: int, test_images: str, image_folders: tuple[str, ...]
+) -> Task:
+    where = (
         f"Put the folders `Annotations` and `Images` of {REPOSITORY} into FOLDER, so that there are "
-        f"FOLDER/Annotations/{name}_FG_ann.json and FOLDER/Images/{name}_FG_img_filenames.npy. {images} Download "
+        f"FOLDER/Annotations/{name}_FG_ann.json and FOLDER/Images/{name}_FG_img_filenames.npy. {test_images} Download "
         "http://images.cocodataset.org/zips/unlabeled2017.zip and unpack it to FOLDER/unlabeled2017/*.jpg."
+    )
+    return Task(
+        name=title.lower(),
+        title=title,
+        kind="short",
+        images=images,
+        texts_per_image=TEXTS_PER_IMAGE,
+        distractors=distractors,
+        where=where,
+        read_records=functools.partial(read_records, name=name, image_folders=image_folders),
+        checksums=CHECKSUMS[name],
     )
 
 
-MSCOCO_FG = Task(
-    name="mscoco-fg",
-    title="MSCOCO-FG",
-    kind="short",
-    images=5_000,
-    texts_per_image=TEXTS_PER_IMAGE,
-    distractors=26_244,
-    where=_where(
-        "MSCOCO",
-        "Download http://images.cocodataset.org/zips/val2014.zip and unpack it to FOLDER/val2014/COCO_val2014_*.jpg.",
-    ),
-    read_records=functools.partial(
-        read_records, name="MSCOCO", image_folders=("val2014", "images/val2014", "coco/val2014", "images")
-    ),
-    checksums=CHECKSUMS["MSCOCO"],
+MSCOCO_FG = _task(
+    "MSCOCO-FG",
+    "MSCOCO",
+    5_000,
+    26_244,
+    "Download http://images.cocodataset.org/zips/val2014.zip and unpack it to FOLDER/val2014/COCO_val2014_*.jpg.",
+    ("val2014", "images/val2014", "coco/val2014", "images"),
 )
-FLICKR30K_FG = Task(
-    name="flickr30k-fg",
-    title="Flickr30k-FG",
-    kind="short",
-    images=1_000,
-    texts_per_image=TEXTS_PER_IMAGE,
-    distractors=5_867,
-    where=_where(
-        "Flickr30K",
-        "Request the images of Flickr30k at https://shannon.cs.illinois.edu/DenotationGraph/ and unpack them to "
-        "FOLDER/flickr30k-images/*.jpg.",
-    ),
-    read_records=functools.partial(
-        read_records, name="Flickr30K", image_folders=("flickr30k-images", "flickr30k_images", "images")
-    ),
-    checksums=CHECKSUMS["Flickr30K"],
+FLICKR30K_FG = _task(
+    "Flickr30k-FG",
+    "Flickr30K",
+    1_000,
+    5_867,
+    "Request the images of Flickr30k at https://shannon.cs.illinois.edu/DenotationGraph/ and unpack them to "
+    "FOLDER/flickr30k-images/*.jpg.",
+    ("flickr30k-images", "flickr30k_images", "images"),
 )
