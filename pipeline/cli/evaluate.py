@@ -51,8 +51,9 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure a model's zero-shot retrieval, classification and selection of captions.
+    """Measure a model's zero-shot retrieval and classification.
 
+    Sets with hard negatives measure how often the right caption scores above the wrong ones.
     Without --task, the model is evaluated on unseen synthetic scenes, which says nothing about photographs.
 
     Example: lotlip-data eval runs/demo/train/lotlip/model

@@ -221,6 +221,12 @@ SDCI = "densely_captioned_images/annotations/101-data.json"
             lambda value: value["annotations"][0].update(bbox=[float("nan"), 0, 5, 5]),
             r"bbox\[0\] is not a number but nan",
         ),
+        (
+            "fg-ovd",
+            OVD,
+            lambda value: value["annotations"][0].update(bbox=[10**400, 0, 5, 5]),
+            r"bbox\[0\] is not a numb",
+        ),
         ("fg-ovd", OVD, lambda value: value["categories"][0].update(name=""), r"annotations\[0\] has a blank text"),
         (
             "sdci",

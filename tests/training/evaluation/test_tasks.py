@@ -156,6 +156,7 @@ class _Code:
         (np.array(["1000.jpg", "1002.jpg"]), "Flickr30K_FG_ann.json, 1001 is of an image that .*npy does not name"),
         (np.array([1000, 1001]), "is not a list of file names"),
         (np.array([["1000.jpg"]]), "is not a list of file names"),
+        (np.array([0x110000], np.int32).view("<U1"), "cannot be read as an array of numpy"),
         (np.array([_Code()]), "cannot be read as an array of numpy"),
         (b"no numpy", "cannot be read as an array of numpy"),
         (b"", "cannot be read as an array of numpy"),

@@ -72,12 +72,14 @@ def _places(image: str, image_folders: tuple[str, ...]) -> tuple[str, ...]:
 def _read_names(folder: Folder, path: str) -> dict[str, int]:
     """The names of images in a file of numpy, and their positions. Nothing but text is read: pickles run code."""
     try:
-        names = np.load(io.BytesIO(storage.read_bytes(folder.url_of(path))), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        array = np.load(io.BytesIO(storage.read_bytes(folder.url_of(path))), allow_pickle=False)
+        is_list = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind == "U"
+        names = array.tolist() if is_list else None
+    except (ValueError, EOFError, OSError, MemoryError, SystemError) as error:  # the last for no code point
         raise folder.error(path, f"cannot be read as an array of numpy ({error}); download it again") from error
-    if not isinstance(names, np.ndarray) or names.ndim != 1 or names.dtype.kind != "U":
+    if names is None:
         raise folder.error(path, "is not a list of file names; download it again")
-    positions = {name: number for number, name in enumerate(names.tolist(), 1)}
+    positions = {name: number for number, name in enumerate(names, 1)}
     if len(positions) < len(names) or "" in positions:
         raise folder.error(path, "has an empty name, or a name twice; download it again")
     return positions

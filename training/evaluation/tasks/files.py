@@ -217,10 +217,13 @@ class Entry:
 
     def number(self) -> float:
         """The finite number."""
-        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
-        if not is_number or not math.isfinite(self.value):
+        try:
+            number = math.nan if isinstance(self.value, bool | str) else float(self.value)
+        except (TypeError, OverflowError):  # a whole number may be larger than any float
+            number = math.nan
+        if not math.isfinite(number):
             raise self._type_error("a number")
-        return float(self.value)
+        return number
 
     def _type_error(self, expected: str) -> TaskDataError:
         return self.folder.error(self.location, f"is not {expected} but {reprlib.repr(self.value)}; download it again")
