@@ -7,7 +7,7 @@ import typer
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command
 
-app = CommandLine(help="Convert checkpoints to this project's layout, and trained models to those of others.")
+app = CommandLine(help="Convert checkpoints, and export trained models.")
 
 
 @app.command()
