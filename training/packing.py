@@ -65,14 +65,22 @@ class PackedTexts:
         return len(self.layout.cls_index)
 
 
-def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
-    """Place texts in rows for the tower `tower`. `ids`: token ids of N texts, without padding."""
+def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]], padding: Sequence[int] = ()) -> PackedTexts:
+    """Place texts in rows for the tower `tower`.
+
+    Args:
+        tower: The text tower.
+        ids: Token ids of N texts, without padding.
+        padding: Of the first texts, how many positions their words are moved back, as if masked padding stood between
+            the corner tokens and the words. It costs no computation. 0 for the texts beyond its end.
+    """
     lengths = [len(text_ids) for text_ids in ids]
     if tower.supports_packing:
         rows, width = pack_cheapest(lengths, tower.proj.in_features)
     else:
         rows, width = [[text] for text in range(len(ids))], max(lengths)
     layout = _layout(ids, rows, width, tower.pad_id)
+    _move_back(layout, padding, tower.settings.corner_tokens)
     distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
     order = np.empty(len(ids), dtype=np.int64)
     order[[text for row in rows for text in row]] = np.arange(len(ids))
@@ -185,3 +193,12 @@ def _layout(ids: Sequence[Sequence[int]], rows: list[list[int]], width: int, pad
             placed += 1
             start = span.stop
     return layout
+
+
+def _move_back(layout: _Layout, padding: Sequence[int], corner_tokens: int) -> None:
+    """Move the words of the first texts back by `padding` positions. [CLS] and the corner tokens keep theirs."""
+    if any(padding):
+        number = np.max(layout.text) + 1
+        moves = np.zeros(number + 1, dtype=np.int64)  # the last one is that of padding, whose text is -1
+        moves[: len(padding)] = padding
+        layout.position[...] += np.where(layout.position > corner_tokens, moves[layout.text], 0)

@@ -35,6 +35,8 @@ class Towers(TypedDict):
     corner_tokens: int
     mask: bool
     pooling: NotRequired[str]
+    logit_bias: NotRequired[bool]
+    """Whether the loss is a sigmoid of pairs, whose bias is among the weights."""
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -67,6 +67,23 @@ def test_features_and_gradients_equal_the_padded_ones_for_any_lengths(corners, a
     assert_same(gradients(tower, features), gradients(tower, expected_features))
 
 
+@CASES
+def test_words_that_are_moved_back_have_the_features_of_masked_padding_before_them(corners, attention):
+    tower, ids, padding = TOWERS[corners, attention], texts(corners, [40, 9, 30, 64, 12]), [3, 100, 0]
+    spaced = [
+        [*row[: corners + 1], *[0] * moved, *row[corners + 1 :]]
+        for row, moved in zip(ids, [*padding, 0, 0], strict=True)
+    ]
+    expected_features, packed = padded(tower, spaced), pack_texts(tower, ids, padding)
+    features = embed_packed(tower, packed, chunks=2).features
+    torch.testing.assert_close(features, expected_features, **TOLERANCE)
+    assert_same(gradients(tower, features), gradients(tower, expected_features))
+    assert packed.tokens == 40 + 9 + 30 + 64 + 12
+    unmoved = embed_packed(tower, pack_texts(tower, ids)).features
+    assert not torch.allclose(features[:2], unmoved[:2], atol=1e-3)
+    torch.testing.assert_close(features[2:], unmoved[2:], **TOLERANCE)
+
+
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), extra=st.integers(0, 20))
 def test_every_text_is_in_one_row_and_no_two_rows_would_fit_into_one(lengths, extra):
     width = max(lengths) + extra

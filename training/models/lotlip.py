@@ -248,4 +248,5 @@ def load_model(config: TrainConfig) -> LoTLIP:
         corner_tokens=config.corner_tokens,
         form=config.text_form,
     )
-    return LoTLIP(TwoTowers(image, text), tokenizer, load_transform(image_tower, image.vit.config.image_size))
+    two_towers = TwoTowers(image, text, logit_bias=config.loss == "sigmoid")
+    return LoTLIP(two_towers, tokenizer, load_transform(image_tower, image.vit.config.image_size))

@@ -166,16 +166,22 @@ class ImageTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """The image tower, the text tower and the one learnable temperature τ (paper, Eq. 1–3)."""
+    """The image tower, the text tower and the one learnable temperature τ (paper, Eq. 1–3).
+
+    With `logit_bias` also SigLIP's learnable bias of the logits, and its initial scale (arXiv 2303.15343, Sec. 3).
+    """
 
     MAX_SCALE = 100.0
     INITIAL_SCALE = 1 / 0.07
+    SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
 
-    def __init__(self, image: ImageTower, text: TextTower) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, *, logit_bias: bool = False) -> None:
         super().__init__()
         self.image = image
         self.text = text
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE)))
+        scale = self.SIGMOID_SCALE if logit_bias else self.INITIAL_SCALE
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(self.SIGMOID_BIAS)) if logit_bias else None
         self._locked: list[nn.Module] = []
 
     @property
@@ -198,8 +204,9 @@ class TwoTowers(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Clamp the scale to [1, 100], as the authors' code does after each step."""
-        self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
+        """Clamp the scale to [1, 100], as the authors' code does after each step. With a bias it is free, as SigLIP's."""
+        if self.logit_bias is None:
+            self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 
 
 def build(description: Mapping[str, Any]) -> TwoTowers:
@@ -213,14 +220,15 @@ def build(description: Mapping[str, Any]) -> TwoTowers:
     image = ImageTower(make_vit(AutoConfig.for_model(**description["image"]), pooling), pooling)
     settings = TextSettings(description["corner_tokens"], description["mask"])
     text = TextTower(make_encoder(AutoConfig.for_model(**description["text"])), image.dim, settings)
-    return TwoTowers(image, text)
+    return TwoTowers(image, text, logit_bias=description.get("logit_bias", False))
 
 
 def describe(towers: TwoTowers) -> dict[str, Any]:
-    """Both configurations, the text settings and the pooling of the image tower, as JSON holds them."""
-    return describe_parts(
+    """Both configurations, the text settings, the pooling of the image tower and a logit bias, as JSON holds them."""
+    description = describe_parts(
         towers.image.vit.config, towers.text.encoder.config, towers.text.settings, towers.image.pooling
     )
+    return description if towers.logit_bias is None else description | {"logit_bias": True}
 
 
 def describe_parts(
