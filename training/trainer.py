@@ -211,6 +211,7 @@ class Trainer:
             "short": short,
             "long": long,
             "scale": towers.scale.item(),
+            **({} if towers.logit_bias is None else {"bias": towers.logit_bias.item()}),
             "gradient": norm,
             "lr": rate,
             "tokens": tokens,

@@ -147,14 +147,14 @@ class TextPicker:
     def _window(self, text: _SubCaptions, count: int | Literal["all"], rng: np.random.Generator) -> str:
         """`count` consecutive sub-captions, or all if there are fewer. A window's weight is their geometric mean."""
         pieces = len(text.pieces)
-        count = pieces if count == "all" else min(count, pieces)
+        width = pieces if count == "all" else min(count, pieces)
         if self._temperature is None:
-            first = int(rng.integers(pieces - count + 1))
+            first = int(rng.integers(pieces - width + 1))
         else:
             weights = log_weights(text.scores, self._temperature)
-            means = np.lib.stride_tricks.sliding_window_view(weights, count).mean(axis=1)
+            means = np.lib.stride_tricks.sliding_window_view(weights, width).mean(axis=1)
             first = int(np.argmax(means + rng.gumbel(size=len(means))))  # a draw with weights exp(means)
-        return self._join(text.pieces[first : first + count])
+        return self._join(text.pieces[first : first + width])
 
     def _order(self, scores: Sequence[float | None], rng: np.random.Generator) -> np.ndarray:
         """A random order: the next one is drawn with its weight, of those that are left."""

@@ -204,7 +204,7 @@ class TwoTowers(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Clamp the scale to [1, 100], as the authors' code does after each step. With a bias it is free, as SigLIP's."""
+        """Clamp the scale to [1, 100], as the authors' code does after each step. SigLIP's, with a bias, is free."""
         if self.logit_bias is None:
             self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 

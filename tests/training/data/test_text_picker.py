@@ -115,7 +115,7 @@ def test_a_debiased_short_text_has_some_of_the_other_sub_captions_in_any_order()
     """The number of sub-captions is uniform, and so is each arrangement of as many."""
     picker = TextPicker("a", 1, "all", "punkt", short_text="debiased")
     shorts = collections.Counter(pick.short for pick in _picks(picker, _sample(a=PIECES), 6000))
-    lengths = collections.Counter({count: 0 for count in (1, 2, 3)})
+    lengths = collections.Counter(dict.fromkeys((1, 2, 3), 0))
     for short, number in shorts.items():
         parts = short.split(" ")
         assert len(set(parts)) == len(parts) and set(parts) <= {"2.", "3.", "4."}
