@@ -1,6 +1,7 @@
 """Settings of a training: the paper's where it gives them, ours where nobody published any."""
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -22,6 +23,7 @@ _LONGCLIP = {
     "lock_image": False,
     "images": "pixels",
 }
+_FROM_CLIP = {"start_from": "openai/clip-vit-base-patch16", "stretch": "longclip", "context_length": 248}
 _LONGCLIP_OPTIMIZATION = {"lr": 1e-6, "weight_decay": 0.01, "warm_up": 200, "betas": (0.9, 0.999), "eps": 1e-8}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -33,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "clip": {"long_texts": 0, "corner_tokens": 0, **_SCRATCH},
     "lotlip_scratch": _SCRATCH,
     "longclip": _LONGCLIP,
-    "debias": _LONGCLIP | {"short_text": "debiased", "short_weight": 0.1, "prefix_padding": "positions"},
+    "debias": _LONGCLIP | {"short_text": "debiased", "short_weight": 0.1, "prefix_padding": True},
     "multi_positive": {
         "corner_tokens": 0,
         "long_texts": 7,  # and the short text: K = 8, as its training on CC3M
@@ -59,15 +61,15 @@ Methods of other papers:
 - `multi_positive`: the multi-positive sigmoid loss and the sampling of FLAIR (arXiv 2412.03561; ExplainableML/flair at
   0f9ce05), without its text-conditioned pooling and the loss on it."""
 
-OPTIMIZATION: dict[str, dict[str, Any]] = {
+PUBLISHED: dict[str, dict[str, Any]] = {
     # The table of recommended settings in train/train.md of Long-CLIP's code.
-    "longclip": _LONGCLIP_OPTIMIZATION | {"epochs": 6, "batch": 2048},
+    "longclip": _FROM_CLIP | _LONGCLIP_OPTIMIZATION | {"epochs": 6, "batch": 2048},
     # Epochs and batch are DeBias-CLIP's. The others were out of reach: Long-CLIP's.
-    "debias": _LONGCLIP_OPTIMIZATION | {"epochs": 3, "batch": 256},
+    "debias": _FROM_CLIP | _LONGCLIP_OPTIMIZATION | {"epochs": 3, "batch": 256},
     # train_cc3m_slurm.sh of FLAIR's code: 8 GPUs with 128 samples each.
     "multi_positive": {"epochs": 32, "batch": 1024, "weight_decay": 0.5, "eps": 1e-8},
 }
-"""Settings of the optimization that a method was published with. A preset overrides them."""
+"""The model that a method was published to start from, and its optimization. A preset overrides them."""
 
 CHANGEABLE_ON_RESUME = (
     "accumulate",
@@ -84,6 +86,8 @@ LATER_SETTINGS = (
     "text_weights",
     "text_temperature",
     "best_sub_captions",
+    "start_from",
+    "stretch",
     "sub_caption_choice",
     "short_text",
     "short_image",
@@ -128,6 +132,11 @@ class ConfigError(UserError):
     """A setting that cannot be; the message names it and the fix."""
 
 
+_TOWERS = ("image_tower", "text_tower")
+_START = ("start_from", "stretch", "context_length")
+_OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in _TOWERS)
+
+
 class TrainConfig(TrainingSettings):
     """One training: settings that fit together. `make_config` makes it from a method and a preset."""
 
@@ -144,6 +153,10 @@ class TrainConfig(TrainingSettings):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale: {low}, {high} are not two shares of an image; such as 0.9, 1.0")
+        if self.start_from and not (self.pretrained_image and self.pretrained_text):
+            raise ConfigError("start_from: gives both towers their weights; remove it, or pretrained_image/text: false")
+        if self.start_from and (self.image_tower, self.text_tower) != _OWN_TOWERS:
+            raise ConfigError("start_from: gives both towers; remove it, or image_tower and text_tower")
         if not self.lock_image and self.images == "features":
             raise ConfigError("images: an image tower that learns needs pixels; set images to pixels, or lock_image")
         if self.lock_image and not self.pretrained_image:
@@ -207,6 +220,13 @@ class TrainConfig(TrainingSettings):
         """Whether the choice of texts depends on the scores in the dataset."""
         return self.text_weights == "score" or self.best_sub_captions is not None
 
+    @property
+    def image_side(self) -> str:
+        """The name of the image tower; that of a whole CLIP begins with `clip:` or `open_clip:`."""
+        if not self.start_from:
+            return self.image_tower
+        return self.start_from if self.start_from.startswith("open_clip:") else f"clip:{self.start_from}"
+
     def long_texts_of(self, captioners: int) -> int:
         """T, the number of long texts per sample, for this number of captioners; 0 if S, sub_captions, is 0."""
         if not self.sub_captions:
@@ -256,13 +276,27 @@ class TrainConfig(TrainingSettings):
         }
 
 
+def _without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
-    """The configuration of a method, with a preset if given; `settings` override both. Raises ConfigError."""
+    """The configuration of a method, with a preset if given; `settings` override both.
+
+    Towers of the preset or the settings take the place of the model that a method starts from.
+
+    Raises:
+        ConfigError: A name is unknown, or settings do not fit together.
+    """
     for name, value, known in (("method", method, METHODS), ("preset", preset, PRESETS)):
         if value is not None and value not in tuple(known):  # a value of YAML may be a list, which no dictionary takes
             raise ConfigError(f"`{name}`: {unknown_name(value, known)}")
-    base = OPTIMIZATION.get(method, {}) | PRESETS.get(preset or "", {})
-    merged = {**base, **METHODS[method], "method": method, **settings}
+    published, chosen = PUBLISHED.get(method, {}), PRESETS.get(preset or "", {})
+    if settings.get("start_from"):  # instead of a preset's towers
+        chosen = _without(chosen, _TOWERS)
+    if {*chosen, *settings} & {*_TOWERS}:  # instead of the model that the method started from
+        published = _without(published, _START)
+    merged = {**published, **chosen, **METHODS[method], "method": method, **settings}
     try:
         return TrainConfig.model_validate(merged)
     except ValidationError as error:

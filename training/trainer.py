@@ -162,7 +162,7 @@ class Trainer:
             scores,
             choice=config.sub_caption_choice,
             short_text=config.short_text,
-            prefix_padding=config.prefix_padding != "none",
+            prefix_padding=config.prefix_padding,
         )
         self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=own_lanes, lane_count=lanes)
         open_shards = data.open_shard_count(own_lanes)
@@ -271,7 +271,7 @@ class Trainer:
         images = images.pin_memory() if local_device().type == "cuda" else images
         ids = self.model.tokenizer.encode(short_then_long).ids
         padding = [
-            int(text.padding * (self.config.context_length - len(text_ids) + 1))
+            int(text.padding * (self.model.tokenizer.room(text_ids) + 1))
             for text, text_ids in zip(texts, ids, strict=False)  # the short texts come first
         ]
         return Batch(images, pack_texts(self.towers.text, ids, padding))

@@ -36,6 +36,9 @@ SubCaptionChoice = Literal["consecutive", "diverse"]
 class TrainingSettings(Settings):
     """One training. A tower is a local folder, a hub id, or the short name of one that comes with the project."""
 
+    start_from: str | None = None
+    """Image–text model from which both towers start, with their projections, temperature and tokenizer: hub id or
+    folder of a CLIP or SigLIP, or `open_clip:MODEL/WEIGHTS`. Default: `image_tower` and `text_tower`."""
     image_tower: str = PAPER_TOWER
     """Image tower."""
     text_tower: str = "google-bert/bert-base-uncased"
@@ -63,8 +66,12 @@ class TrainingSettings(Settings):
     """Corner tokens of long texts are matched to the image too (Eq. 5). Off, with the mask off: register tokens."""
     context_length: Annotated[int, Field(ge=8)] = 128
     """Largest number of tokens of a text, special ones included (paper: 128)."""
+    stretch: Literal["longclip", "linear"] | None = None
+    """How the text tower's positions become as many as `context_length`: the first 20 are kept and the others
+    interpolated (Long-CLIP), or all are interpolated. Default: no text is longer than the tower's positions."""
     text_form: Literal["authors", "punkt"] = "authors"
-    """Rule by which the tokenizer splits a text into sub-captions: at every ". " as the authors' code, or by Punkt."""
+    """Rule by which a BERT-like tower's tokenizer splits a text into sub-captions: at every ". " as the authors' code,
+    or by Punkt."""
     sub_captions: Annotated[int, Field(ge=0)] | Literal["all"] = 3
     """S: number of consecutive sub-captions that are drawn from a long text (paper: 3; 0: no long texts, Fig. 2);
     `all`: the whole text."""
@@ -79,9 +86,9 @@ class TrainingSettings(Settings):
     batch keep of them (Long-CLIP)."""
     short_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     """λ: the loss is λ × short loss + (1 − λ) × long loss (DeBias-CLIP). Default: their sum (paper)."""
-    prefix_padding: Literal["none", "positions"] = "none"
-    """`positions`: the words of a short text are moved back by a random number of positions, as far as the context
-    length allows, as if padding stood before them (after DeBias-CLIP)."""
+    prefix_padding: bool = False
+    """Padding of random length stands before the words of a short text, as much as the context length allows
+    (DeBias-CLIP). CLIP sees it; a BERT-like tower does not, so that only the positions of the words change."""
     long_texts: Annotated[int, Field(ge=0)] | Literal["all"] = 3
     """T: number of long texts per sample and step, of different captioners where there are as many (ours); `all`: one
     of each captioner."""

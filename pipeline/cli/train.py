@@ -13,8 +13,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method to train: lit, lit_long, lit_longclip, register, lotlip, clip, lotlip_scratch, longclip, debias "
-            "or multi_positive. Default: the trainings of the manifest."
+            help="Method to train: lit, lit_long, lit_longclip, register, lotlip, clip, lotlip_scratch, longclip, "
+            "debias or multi_positive. Default: the trainings of the manifest."
         ),
     ] = None,
     preset: Annotated[
@@ -78,8 +78,8 @@ def features(
     image_tower: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub id of the image tower. Default: the towers of the manifest's trainings, otherwise the "
-            "paper's."
+            help="Folder or hub id of the image tower; clip:NAME or open_clip:NAME for that of a whole CLIP. Default: "
+            "the towers of the manifest's trainings, otherwise the paper's."
         ),
     ] = None,
     image_size: Annotated[
