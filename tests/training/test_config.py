@@ -95,11 +95,21 @@ def test_later_settings_are_recorded_only_where_they_are_set_so_that_earlier_tra
     }
 
 
-def test_a_preset_overrides_the_published_optimization_of_a_method_and_settings_override_both():
-    assert (make_config("longclip").lr, make_config("longclip").batch) == (1e-6, 2048)
+def test_a_preset_overrides_what_a_method_was_published_with_and_settings_override_both():
+    published = make_config("longclip")
+    assert (published.lr, published.batch, published.epochs) == (1e-6, 2048, 6)
+    assert (published.start_from, published.stretch) == ("openai/clip-vit-base-patch16", "longclip")
+    assert published.context_length == 248
     demo = make_config("longclip", "demo")
     assert (demo.lr, demo.batch, demo.label_smoothing, demo.betas) == (1e-3, 32, 0.1, (0.9, 0.999))
     assert make_config("longclip", "demo", lr=1e-5).lr == 1e-5
+    other = make_config("debias", "demo", start_from="some/clip")
+    assert (other.start_from, other.stretch, other.context_length) == ("some/clip", "longclip", 248)
+
+
+def test_towers_that_are_given_replace_the_model_that_a_method_starts_from():
+    for config in (make_config("longclip", "demo"), make_config("longclip", text_tower="some/bert")):
+        assert (config.start_from, config.stretch, config.context_length) == (None, None, 128)
 
 
 @pytest.mark.parametrize(

@@ -126,14 +126,18 @@ def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize(
+    ("kind", "later"),
+    [("clip", {}), ("siglip", {}), ("clip", {"method": "debias"}), ("siglip", {"loss": "sigmoid"})],
+)
 def test_a_training_that_starts_from_a_clip_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
-    run_and_settings, tmp_path, monkeypatch, kind
+    run_and_settings, tmp_path, monkeypatch, kind, later
 ):
     run, _ = run_and_settings
     {"clip": write_clip, "siglip": write_siglip}[kind](tmp_path / kind)
     images = {"lock_image": False, "images": "pixels"}
     settings = {**SETTINGS, **images, "start_from": str(tmp_path / kind), "stretch": "longclip", "context_length": 40}
+    settings |= later
     _train_in_process(run, tmp_path / "a", settings)
     monkeypatch.setenv("SIGNAL_AFTER", "0 13")
     monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
