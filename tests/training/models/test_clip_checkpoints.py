@@ -302,7 +302,7 @@ def test_published_models_of_open_clip_have_the_names_and_shapes_of_transformers
     assert sum(value.numel() for value in renamed.values()) == values
 
 
-def test_the_sigmoid_loss_keeps_scale_and_bias_of_a_siglip_and_starts_a_clip_with_siglips_initial_ones(
+def test_the_sigmoid_loss_keeps_the_scale_and_bias_of_a_siglip_but_not_the_scale_of_a_clip(
     tmp_path: Path,
 ) -> None:
     write_clip(tmp_path / "clip")
