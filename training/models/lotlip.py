@@ -11,6 +11,7 @@ Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,7 +53,7 @@ from lotlip_data.training.data.tokenizer import (
     load_tokenizer,
 )
 from lotlip_data.training.models import towers
-from lotlip_data.training.models.clip_checkpoints import load_clip
+from lotlip_data.training.models.clip_checkpoints import ClipCheckpoint, load_clip
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder, stretch_text_encoder
 from lotlip_data.training.models.text_families import TextFamily, family_of
 from lotlip_data.training.models.towers import ImageTower, TextSettings, TextTower, TwoTowers
@@ -139,9 +140,10 @@ class LoTLIP:
         }
 
     def _format(self) -> int:
-        if self.towers.image.proj is not None or type(self.towers.text.family) is not TextFamily:
+        image, text, bias = self.towers.image, self.towers.text, self.towers.logit_bias
+        if image.proj is not None or type(text.family) is not TextFamily or bias is not None:
             return CLIP_FORMAT
-        return FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT
+        return FORMAT if image.pooling == "class_token" else POOLED_FORMAT
 
     @classmethod
     def load(cls, url: str) -> "LoTLIP":
@@ -262,16 +264,32 @@ def _make_model(config: TrainConfig) -> LoTLIP:
         clip = load_clip(_local_name(config.start_from), image_size=config.image_size)
         text = TextTower(_stretched(clip.text_encoder, config), clip.image.dim, settings)
         text.proj.load_state_dict(dict(clip.text_projection))
-        towers = TwoTowers(clip.image, text, clip.log_scale)
+        log_scale, logit_bias = _initial_logits(config, clip)
+        towers = TwoTowers(clip.image, text, log_scale, logit_bias)
         tokenizer, transform = clip.tokenizer, clip.transform
     else:
         image_tower, text_tower = _local_name(config.image_tower), _local_name(config.text_tower)
         image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
         encoder = load_text_encoder(text_tower, pretrained=config.pretrained_text)
-        towers = TwoTowers(image, TextTower(_stretched(encoder, config), image.dim, settings))
+        text = TextTower(_stretched(encoder, config), image.dim, settings)
+        towers = TwoTowers(image, text, *_initial_logits(config))
         tokenizer = load_tokenizer(text_tower)
         transform = load_transform(image_tower, image.vit.config.image_size)
+    if config.prefix_padding and text.family.is_padded:
+        raise ConfigError("prefix_padding: SigLIP's texts are as long as the context already; switch it off")
     return LoTLIP(towers, make_tokenizer(tokenizer, towers.text, config.context_length, config.text_form), transform)
+
+
+def _initial_logits(config: TrainConfig, clip: ClipCheckpoint | None = None) -> tuple[float | None, float | None]:
+    """The logarithm of the scale, and the bias of the sigmoid loss. None: the default, and no bias.
+
+    Both of a SigLIP are kept together. The scale of a softmax says nothing about the sigmoid: SigLIP's initial values.
+    """
+    if config.loss == "softmax":
+        return None if clip is None else clip.log_scale, None
+    if clip is not None and clip.logit_bias is not None:
+        return clip.log_scale, clip.logit_bias
+    return math.log(TwoTowers.SIGMOID_SCALE), TwoTowers.SIGMOID_BIAS
 
 
 def load_image_side(name: str, image_size: int | None = None) -> tuple[ImageTower, ImageTransform]:
