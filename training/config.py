@@ -154,7 +154,10 @@ class TrainConfig(TrainingSettings):
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale: {low}, {high} are not two shares of an image; such as 0.9, 1.0")
         if self.start_from and not (self.pretrained_image and self.pretrained_text):
-            raise ConfigError("start_from: gives both towers their weights; remove it, or pretrained_image/text: false")
+            raise ConfigError(
+                f"start_from: gives both towers their weights, and this training ({self.method}) starts from fresh "
+                "ones; remove start_from, or set pretrained_image and pretrained_text to true"
+            )
         if self.start_from and (self.image_tower, self.text_tower) != _OWN_TOWERS:
             raise ConfigError("start_from: gives both towers; remove it, or image_tower and text_tower")
         if not self.lock_image and self.images == "features":
@@ -268,12 +271,22 @@ class TrainConfig(TrainingSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON types, without those of LATER_SETTINGS that are what they were before."""
-        fields, earlier = type(self).model_fields, _EARLIER_DEFAULTS.get(self.method, {})
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in LATER_SETTINGS or value != earlier.get(name, fields[name].default)
+            if name not in LATER_SETTINGS or value != _unrecorded(self.method, name)
         }
+
+
+def recorded_setting(recorded: Mapping[str, Any], name: str) -> Any:
+    """The value of a setting in what `TrainConfig.to_dict` wrote, also of one that it left out."""
+    return recorded[name] if name in recorded else _unrecorded(recorded.get("method"), name)
+
+
+def _unrecorded(method: Any, name: str) -> Any:
+    """The value of a setting that a training does not record; None if there is no such setting."""
+    field = TrainConfig.model_fields.get(name)
+    return _EARLIER_DEFAULTS.get(method, {}).get(name, field and field.default)
 
 
 def _without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE
 from lotlip_data.training import distributed
 from lotlip_data.training.batch_encoder import Batch, BatchEncoder, BatchFeatures
 from lotlip_data.training.checkpointing import CheckpointManager
-from lotlip_data.training.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig
+from lotlip_data.training.config import CHANGEABLE_ON_RESUME, ConfigError, TrainConfig, recorded_setting
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import prefetch_batches
@@ -470,7 +470,9 @@ def _claim_folder(out: str, config: TrainConfig, dataset: data.Dataset) -> None:
     ]
     if different:
         differences = "; ".join(
-            f"{name} {recorded.get(name)} there, {settings.get(name)} now" for name in different if name != "dataset"
+            f"{name} {recorded_setting(recorded, name)} there, {recorded_setting(settings, name)} now"
+            for name in different
+            if name != "dataset"
         )
         raise ConfigError(
             f"{out} already contains a training with different settings: "

@@ -95,8 +95,9 @@ def search(
 
         query = _read_text(text, text_file)
         from lotlip_data.training.evaluation.models import load_embedder
-        from lotlip_data.training.search import search_images
+        from lotlip_data.training.search.search import check_input, search_images
 
+        check_input(images, index)
         result = search_images(load_embedder(model, device), images, query, top=top, index=index, device=device)
         for name, similarity in result.nearest:
             console.print(f"{similarity:7.4f}  {name}")

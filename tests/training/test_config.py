@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lotlip_data.training.config import LATER_SETTINGS, METHODS, PRESETS, ConfigError, make_config
+from lotlip_data.training.config import LATER_SETTINGS, METHODS, PRESETS, ConfigError, make_config, recorded_setting
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
@@ -40,6 +40,7 @@ def test_every_method_is_valid_at_every_preset(method, preset):
         ({"method": "debias", "reduction": "mean"}, "short_weight: weighs the texts in place of reduction: mean"),
         ({"short_weight": 1}, "`short_weight`: 1 is too large; it must be below 1"),
         ({"label_smoothing": 1}, "`label_smoothing`: 1 is too large; it must be below 1"),
+        ({"method": "clip", "start_from": "x"}, r"\(clip\) starts from fresh ones; .* set pretrained_image and pretra"),
         ({"captioners": "llava"}, "`captioners`: 'llava' should be a valid list"),
     ],
 )
@@ -93,6 +94,17 @@ def test_later_settings_are_recorded_only_where_they_are_set_so_that_earlier_tra
         "text_temperature": 0.5,
         "best_sub_captions": 4,
     }
+
+
+def test_settings_that_are_not_recorded_have_the_value_that_they_had():
+    for method, name, value in (
+        ("lotlip", "loss", "softmax"),
+        ("lit_longclip", "short_image", "principal_components"),
+        ("lit_long", "short_image", "features"),
+    ):
+        recorded = make_config(method, image_tower="x").to_dict()
+        assert name not in recorded and recorded_setting(recorded, name) == value
+    assert recorded_setting({"method": "lit"}, "no_such_setting") is None
 
 
 def test_a_preset_overrides_what_a_method_was_published_with_and_settings_override_both():

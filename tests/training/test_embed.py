@@ -46,7 +46,7 @@ def test_features_of_images_are_in_the_order_of_their_names(model, tmp_path, mon
     np.testing.assert_allclose(features, expected, atol=1e-6)
     with pytest.raises(UserError, match="exists already"):
         embed.embed_images(model, str(folder), str(tmp_path / "out.parquet"))
-    with pytest.raises(UserError, match="has no images"):
+    with pytest.raises(UserError, match="there is no such folder"):
         embed.embed_images(model, str(tmp_path / "nowhere"), str(tmp_path / "b.parquet"))
 
 
@@ -72,7 +72,7 @@ def test_what_would_fail_is_found_before_the_model_is_loaded(tmp_path):
     for arguments, message in (
         (("out.parquet", "photos"), "exists already"),
         (("photos", "photos"), "is a folder"),
-        (("new.parquet", "nowhere"), "has no images"),
+        (("new.parquet", "nowhere"), "there is no such folder"),
         (("new.parquet", None, "nowhere.txt"), "there is no such file"),
         (("new.parquet", None, "empty.txt"), "has no texts"),
     ):

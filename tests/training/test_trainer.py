@@ -278,6 +278,8 @@ def test_a_finished_training_is_left_alone_and_says_so(run_and_settings, tmp_pat
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "t").rglob("*")}
     with pytest.raises(ConfigError, match=r"lr 0\.001 there, 0\.002 now"):
         train(make_config(**{**settings, "epochs": 1, "warm_up": 0, "lr": 2e-3}), run, str(tmp_path / "t"))
+    with pytest.raises(ConfigError, match="loss softmax there, sigmoid now"):
+        train(make_config(**{**settings, "epochs": 1, "warm_up": 0, "loss": "sigmoid"}), run, str(tmp_path / "t"))
     with pytest.raises(UserError, match="another name, or delete that folder"):
         train(config, run, str(tmp_path / "t"), resume=False)
 

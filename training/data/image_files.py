@@ -94,6 +94,9 @@ def upright(image: Image.Image) -> Image.Image:
 def require_images(found: bool, folder: str) -> None:
     """Raise UserError unless a folder has images."""
     if not found:
+        if not storage.is_folder(folder):
+            problem = "is a file; give a folder of images" if storage.exists(folder) else "there is no such folder"
+            raise UserError(f"{folder}: {problem}")
         raise UserError(f"{folder}: has no images; supported extensions are {', '.join(IMAGE_EXTENSIONS)}")
 
 

@@ -180,8 +180,9 @@ class ClipTextTokenizer(TextTokenizer):
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         cleaned = [clean_text(text) for text in texts]
-        # Neither truncation nor padding: a hub folder may set both, and lengths are those before truncation.
-        options = {"truncation": False, "padding": False, "split_special_tokens": True}
+        # Neither truncation nor padding: a hub folder may set both, and lengths are those before truncation. `verbose`
+        # would warn of texts longer than the hub folder's model reads, which are truncated below.
+        options = {"truncation": False, "padding": False, "split_special_tokens": True, "verbose": False}
         encoded: list[list[int]] = self.tokenizer(cleaned, **options)["input_ids"] if cleaned else []
         return EncodedTexts(
             ids=[[*self._fit(ids), *self._corners] for ids in encoded],

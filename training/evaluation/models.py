@@ -272,7 +272,9 @@ class TransformersClipModel:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         features = _embed_in_batches(texts, self._embed_text_batch)
-        lengths = [len(ids) for batch in batched(texts, BATCH_SIZE) for ids in self._tokenizer(batch)["input_ids"]]
+        # `verbose` would warn of texts that are longer than the context, which `_embed_text_batch` truncates.
+        batches = (self._tokenizer(batch, verbose=False)["input_ids"] for batch in batched(texts, BATCH_SIZE))
+        lengths = [len(ids) for batch in batches for ids in batch]
         return TextFeatures(features, lengths)
 
     def _embed_text_batch(self, texts: list[str]) -> Tensor:

@@ -9,6 +9,7 @@ Files of the target, in the order in which they appear:
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ FORMATS: dict[str, Format] = {
     "onnx": OnnxFolder(),
 }
 _SCRATCH = "files.part"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _TEXTS = (
     "two red cars",
     "A dog lies on a beach. Its ball is 3.5 m away, near Dr. Smith. The sky is blue.",
@@ -66,6 +68,8 @@ def export_model(source: str, target: str, form: str, hub_id: str | None = None)
         raise UserError(f"--format {form}: is not one of {', '.join(FORMATS)}")
     if hub_id and form != "open_clip":
         raise UserError(f"--hub-id: is for --format open_clip; a folder of {form} works wherever it lies")
+    if hub_id and not _HUB_ID.fullmatch(hub_id):
+        raise UserError(f"--hub-id {hub_id}: is no id of a repository; give ORG/NAME, such as my-org/lotlip-b16")
     embedder = load_embedder(source, "cpu")
     if not isinstance(embedder, LoTLIPModel):
         raise UserError(f"{source}: is not a model folder of this project; give the `model` folder of a training")
@@ -103,6 +107,8 @@ def _export(embedder: LoTLIPModel, writer: Format, out: Path, record: dict[str, 
     shutil.rmtree(scratch)
     left_out = embedder.model.tokenizer.corner_tokens - model.tokenizer.corner_tokens
     without = f"; {left_out} corner tokens, which serve the training alone, are left out" if left_out else ""
+    if str(out.resolve()) in (out / writer.mark).read_text(encoding="utf-8"):
+        logger.info(f"{out / writer.mark}: names the folder's path; after moving the folder, change it there")
     logger.info(f"{out}: done; read back, its {shown}{without}")
     return True
 

@@ -73,7 +73,8 @@ class OnnxFolder(Format):
             "context_length": tokenizer.context_length,
             "pad_id": tokenizer.pad_id,
         }
-        return {"scale": model.towers.scale.item(), "image": image, "text": text}
+        bias = {} if model.towers.logit_bias is None else {"bias": model.towers.logit_bias.item()}
+        return {"scale": model.towers.scale.item(), **bias, "image": image, "text": text}
 
     def load(self, folder: Path) -> "_Reader":
         return _Reader(folder)

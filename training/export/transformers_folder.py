@@ -28,8 +28,9 @@ from lotlip_data.training.models.lotlip import LoTLIP
 
 MODULES = tuple(
     f"lotlip_data.training.export.standalone.{name}_lotlip"
-    for name in ("configuration", "modeling", "tokenization", "image_processing", "processing")
+    for name in ("tokenization", "image_processing", "processing", "configuration", "modeling")
 )
+_PROCESSING_MODULES = MODULES[:3]
 _PROCESSOR = {"AutoProcessor": "processing_lotlip.LoTLIPProcessor"}
 
 
@@ -45,7 +46,7 @@ class TransformersFolder(Format):
     def write(self, model: LoTLIP, folder: Path) -> None:
         weights = clip_weights(model) if _is_clip_model(model) else model.towers.state_dict()
         write_weights(folder / "model.safetensors", weights)
-        write_sources(MODULES, folder, is_package=True)
+        write_sources(_PROCESSING_MODULES if _is_clip_model(model) else MODULES, folder, is_package=True)
         write_tokenizer(
             folder,
             describe_tokenizer(model.tokenizer),
@@ -92,7 +93,9 @@ def _is_clip_model(model: LoTLIP) -> bool:
 class _Reader:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoProcessor
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would show the reading of one file
         self._model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
         self._processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 

@@ -36,8 +36,11 @@ class ImageIndex:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        with self._errors_explained():
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        with self._errors_explained():
             self._database = sqlite3.connect(file, timeout=_WAIT_SECONDS)
             self._database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
             self._database.execute(_SCHEMA)
@@ -129,9 +132,12 @@ class ImageIndex:
         try:
             yield
         except sqlite3.OperationalError as error:  # locked, read-only, no space
-            raise UserError(
-                f"{self._file}: cannot be used ({error}); make room there, wait for another search, or choose another "
-                "place with --index"
-            ) from error
+            raise self._unusable(error) from error
         except sqlite3.DatabaseError as error:
             raise UserError(f"{self._file}: is damaged ({error}); delete it, and it is made again") from error
+
+    def _unusable(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self._file}: cannot be used ({error}); make room there, wait for another search, or choose another "
+            "place with --index"
+        )

@@ -42,6 +42,25 @@ class SearchResult:
     """Names and reasons of the first SHOWN_UNREADABLE images that cannot be read."""
 
 
+def check_input(images: str, index: str | None = None) -> None:
+    """Check what a search reads, which takes a moment, before its model is loaded, which takes longer.
+
+    Args:
+        images: As for `search_images`.
+        index: As for `search_images`.
+
+    Raises:
+        UserError: There are no images, or they need an `index`.
+    """
+    if images.endswith(".parquet"):
+        if not storage.exists(images):
+            raise _no_such_file(images)
+        return
+    files, where = _open(images)
+    _index_folder(where, index)
+    require_images(any(True for _ in files.stamps()), images)
+
+
 def search_images(
     model: Embedder,
     images: str,
@@ -67,6 +86,7 @@ def search_images(
     Raises:
         UserError: There are no images, the features are those of another model, or the index cannot be used.
     """
+    check_input(images, index)
     embedded = model.embed_texts([text])
     query = embedded.features[0].numpy().astype(np.float32)
     if embedded.lengths[0] > model.context_length:
@@ -79,7 +99,6 @@ def search_images(
     with ImageIndex(_index_file(where, index, model)) as features:
         indexed = _update(features, model, files, device)
         unreadable, names = features.unreadable(SHOWN_UNREADABLE)
-        require_images(bool(len(features) + unreadable), images)
         return SearchResult(features.nearest(query, top), len(features), indexed, unreadable, names)
 
 
@@ -93,11 +112,14 @@ def _open(images: str) -> tuple[ImageFiles, str]:
 
 def _index_file(place: str, index: str | None, model: Embedder) -> Path:
     """The file for the features of these images by this image tower."""
+    images = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return _index_folder(place, index) / f"{images}-{model.image_identity}.sqlite"
+
+
+def _index_folder(place: str, index: str | None) -> Path:
     if index is None and not storage.is_local(place):
         raise UserError(f"{place}: is not on this machine; name a folder for its features with --index")
-    folder = Path(f"{place}.index") if index is None else Path(index).expanduser()
-    images = hashlib.sha256(place.encode()).hexdigest()[:16]
-    return folder / f"{images}-{model.image_identity}.sqlite"
+    return Path(f"{place}.index") if index is None else Path(index).expanduser()
 
 
 def _update(features: ImageIndex, model: Embedder, files: ImageFiles, device: str | None) -> int:
@@ -133,7 +155,7 @@ def _read_features(model: Embedder, file: str) -> Iterator[tuple[list[str], np.n
                 values = batch.column(1).flatten().to_numpy(zero_copy_only=False)
                 yield batch.column(0).to_pylist(), values.reshape(batch.num_rows, -1)
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such file") from None
+        raise _no_such_file(file) from None
     except pa.ArrowInvalid as error:
         raise UserError(f"{file}: is damaged, or no Parquet file ({error}); write it again with `embed`") from None
 
@@ -145,3 +167,7 @@ def _require_features_of(model: Embedder, schema: Any, file: str) -> None:
     if recorded != model.image_identity:
         other = "features of another model" if recorded else "features, but does not say of which model"
         raise UserError(f"{file}: has {other}; write it again with `embed` and this model")
+
+
+def _no_such_file(file: str) -> UserError:
+    return UserError(f"{file}: there is no such file")

@@ -275,6 +275,7 @@ def test_a_clip_is_loaded_by_transformers_without_code(tmp_path):
     export_model(str(tmp_path / "model"), str(tmp_path / "out"), "transformers")
     loaded = AutoModel.from_pretrained(tmp_path / "out")
     assert isinstance(loaded, CLIPModel)
+    assert not list((tmp_path / "out").glob("modeling_*"))
     model = LoTLIP.load(str(tmp_path / "model"))
     with torch.no_grad():
         features = loaded.eval().get_image_features(model.transform(IMAGES)).pooler_output
@@ -285,8 +286,21 @@ def test_a_hub_id_is_where_open_clip_reads_the_text_towers_configuration(model, 
     export_model(str(model), str(tmp_path / "out"), "open_clip", "org/name")
     text = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
     assert text["hf_model_name"] == text["hf_tokenizer_name"] == "org/name"
+    for wrong in ("name", "org/", "./out", "org/name/more", "hf-hub:org/name"):
+        with pytest.raises(UserError, match="is no id of a repository; give ORG/NAME"):
+            export_model(str(model), str(tmp_path / "other"), "open_clip", wrong)
     with pytest.raises(UserError, match="is for --format open_clip"):
         export_model(str(model), str(tmp_path / "other"), "onnx", "org/name")
+
+
+@pytest.mark.parametrize(
+    ("form", "hub_id", "is_bound"),
+    [("open_clip", None, True), ("open_clip", "org/name", False), ("transformers", None, False)],
+)
+def test_a_folder_that_cannot_simply_be_moved_says_so(form, hub_id, is_bound, model, tmp_path, caplog):
+    caplog.set_level("INFO")
+    export_model(str(model), str(tmp_path / "out"), form, hub_id)
+    assert ("open_clip_config.json: names the folder's path; after moving" in caplog.text) == is_bound
 
 
 def test_an_export_is_done_once_and_never_over_another(model, tmp_path):
@@ -401,3 +415,11 @@ def test_the_bias_of_the_logits_is_exported(tmp_path, start, monkeypatch):
     processor = AutoProcessor.from_pretrained(tmp_path / "transformers", trust_remote_code=True)
     logits = theirs(**processor(images=IMAGES, text=TEXTS, return_tensors="pt")).logits_per_image
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_configuration_of_onnx_has_the_factor_and_the_bias_of_the_logits(tmp_path, loss):
+    model = write_model(tmp_path / "model", loss=loss)
+    content = FORMATS["onnx"].describe(model, str(tmp_path))
+    assert content["scale"] == pytest.approx(model.towers.scale.item())
+    assert content.get("bias") == (None if loss == "softmax" else model.towers.logit_bias.item())

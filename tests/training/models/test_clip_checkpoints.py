@@ -1,6 +1,7 @@
 """A training that starts from a CLIP or SigLIP has its features, in transformers' and open_clip's layouts."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import ConfigError, make_config
+from lotlip_data.training.evaluation.models import load_embedder
 from lotlip_data.training.models import clip_checkpoints, open_clip_names
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
 from lotlip_data.training.models.positions import KEPT_POSITIONS
@@ -74,6 +76,19 @@ def test_token_ids_are_those_of_the_checkpoints_tokenizer(checkpoint: tuple[Path
     assert torch.equal(encoded(TEXTS[:3]), ids["input_ids"])
     assert encoded.encode(TEXTS[:3]).lengths == [len(tokenizer(text)["input_ids"]) for text in TEXTS[:3]]
     assert encoded.encode(TEXTS[:3]).truncated == [False, False, True]
+
+
+def test_a_stretched_context_gives_no_warning_about_the_length_that_the_checkpoint_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would warn of "indexing errors" for texts beyond `model_max_length`; there are none."""
+    write_clip(tmp_path / "clip")
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog; an import sets it to False
+    content = json.loads((tmp_path / "clip" / "tokenizer_config.json").read_text())
+    (tmp_path / "clip" / "tokenizer_config.json").write_text(json.dumps({**content, "model_max_length": POSITIONS}))
+    start(tmp_path / "clip", context_length=60, stretch="longclip").tokenizer.encode(["a" * 50, "a" * 90])
+    load_embedder(f"clip:{tmp_path / 'clip'}", "cpu").embed_texts(["a" * 90])
+    assert "longer than" not in caplog.text
 
 
 def test_what_looks_like_the_end_of_a_text_is_text(tmp_path: Path) -> None:

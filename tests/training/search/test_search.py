@@ -135,11 +135,28 @@ def test_a_text_that_is_too_long_is_searched_with_a_warning(model, photos, caplo
 
 def test_places_without_images_are_refused(model, tmp_path):
     (tmp_path / "empty").mkdir()
-    for name in ("empty", "nowhere"):
-        with pytest.raises(UserError, match="has no images"):
+    (tmp_path / "file.txt").write_text("a")
+    for name, message in (
+        ("empty", "has no images"),
+        ("nowhere", "there is no such folder"),
+        ("file.txt", "is a file; give a folder"),
+    ):
+        with pytest.raises(UserError, match=message):
             search_images(model, str(tmp_path / name), TEXT)
+        assert not (tmp_path / f"{name}.index").exists()
     with pytest.raises(UserError, match="name a folder for its features with --index"):
         search_images(model, "memory://photos", TEXT)
+
+
+def test_the_command_checks_the_images_before_it_loads_the_model(tmp_path):
+    ended = CliRunner().invoke(app, ["search", str(tmp_path / "nowhere"), TEXT, "--model", "no-model"])
+    assert ended.exit_code == 2 and "nowhere: there is no such folder" in ended.output
+
+
+def test_a_place_where_no_index_can_be_is_named_with_the_option(model, photos):
+    (photos.parent / "photos.index").write_text("a file")
+    with pytest.raises(UserError, match="choose another place with --index"):
+        search_images(model, str(photos), TEXT)
 
 
 def test_a_killed_search_continues_where_it_was(models, photos, tmp_path):

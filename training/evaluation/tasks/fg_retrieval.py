@@ -76,7 +76,8 @@ def _read_names(folder: Folder, path: str) -> dict[str, int]:
         is_list = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind == "U"
         names = array.tolist() if is_list else None
     except (ValueError, EOFError, OSError, MemoryError, SystemError) as error:  # the last for no code point
-        raise folder.error(path, f"cannot be read as an array of numpy ({error}); download it again") from error
+        # Not numpy's own message, which proposes to unpickle the file.
+        raise folder.error(path, "cannot be read as an array of numpy; download it again") from error
     if names is None:
         raise folder.error(path, "is not a list of file names; download it again")
     positions = {name: number for number, name in enumerate(names, 1)}

@@ -179,7 +179,8 @@ class Entry:
         for name in names:
             if name in self.value:
                 return Entry(self.value[name], f"{self.location}, {name}", self.folder)
-        raise self.folder.error(self.location, f"has no `{names[0]}`; its fields are {', '.join(map(str, self.value))}")
+        known = ", ".join(map(str, self.value)) or "none"
+        raise self.folder.error(self.location, f"has no `{names[0]}`; its fields are: {known}")
 
     def find(self, name: str) -> Entry | None:
         """The field of the object; None if there is no such field, or it is null."""
