@@ -236,7 +236,9 @@ class TransformersClipModel:
 
     def __init__(self, name: str, device: str) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would show the reading of one file
         with _damage_explained(f"clip:{name}"):
             loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
             self._tokenizer = AutoTokenizer.from_pretrained(name)
