@@ -255,6 +255,14 @@ def test_a_finished_training_is_left_alone_and_says_so(run_and_settings, tmp_pat
         train(config, run, str(tmp_path / "t"), resume=False)
 
 
+def test_a_finished_training_that_was_moved_has_its_model_where_it_is(run_and_settings, tmp_path):
+    run, settings = run_and_settings
+    config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
+    train(config, run, str(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert train(config, run, str(tmp_path / "new")).model == str(tmp_path / "new" / "model")
+
+
 def test_unusable_settings_do_not_claim_the_folder(run_and_settings, tmp_path):
     run, settings = run_and_settings
     with pytest.raises(UserError, match=r"context_length: .* positions"):
