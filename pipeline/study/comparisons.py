@@ -57,7 +57,9 @@ def _printed(weights: Sequence[tuple[str, float]], metric: str) -> float | None:
     return sum(weight * PRINTED[name][metric] for name, weight in weights)
 
 
-def _compare(text: str, metrics: str, *weights: tuple[str, float], sign: int = 0, primary: str = "") -> list[Comparison]:
+def _compare(
+    text: str, metrics: str, *weights: tuple[str, float], sign: int = 0, primary: str = ""
+) -> list[Comparison]:
     """One comparison per metric, all names separated by spaces. `sign` 0: the direction of the printed difference."""
     comparisons = []
     for metric in metrics.split():

@@ -1,8 +1,8 @@
 """Loss curves of trainings, and whether a training has reached its plateau.
 
-The plateau criterion: from the fourth fifth of the steps to the last one, the mean loss falls by less than PLATEAU_SHARE
-of its whole fall below chance. The learning rate falls to zero by then, which flattens any curve. So the criterion alone
-is not enough; the notes compare with trainings of twice the steps.
+The plateau criterion: from the fourth fifth of the steps to the last one, the mean loss falls by less than
+PLATEAU_SHARE of its whole fall below chance. The learning rate falls to zero by then, which flattens any curve. So the
+criterion alone is not enough; the notes compare with trainings of twice the steps.
 """
 
 import math

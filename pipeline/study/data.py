@@ -1,8 +1,8 @@
 """Data of the reproduction study: one dataset per seed for all arms, and the scenes of the evaluation.
 
-    STUDY/data/SEED-ID/shards …         the dataset, with the locked image tower's features; ID identifies how it is made
-    STUDY/data/SEED-ID/gallery.npz      the features of the pictures of the evaluation
-    STUDY/towers/NAME-N/                the text tower: the first N layers of NAME
+STUDY/data/SEED-ID/shards …         the dataset, with the locked image tower's features; ID says how it is made
+STUDY/data/SEED-ID/gallery.npz      the features of the pictures of the evaluation
+STUDY/towers/NAME-N/                the text tower: the first N layers of NAME
 """
 
 import functools

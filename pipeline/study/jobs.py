@@ -1,8 +1,8 @@
 """The jobs of the reproduction study: write the data of a seed, or train and evaluate an arm for a seed.
 
-    STUDY/results/KEY-SEED.json     result of an arm and seed, created once, when the job is complete
-    STUDY/models/KEY-SEED/          the model, if another arm starts from it
-    STUDY/work/KEY-SEED/            the unfinished training; it resumes from its last checkpoint
+STUDY/results/KEY-SEED.json     result of an arm and seed, created once, when the job is complete
+STUDY/models/KEY-SEED/          the model, if another arm starts from it
+STUDY/work/KEY-SEED/            the unfinished training; it resumes from its last checkpoint
 """
 
 import json

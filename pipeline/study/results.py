@@ -110,7 +110,7 @@ class Results:
             return Verdict.UNKNOWN
         if self.adjusted[comparison] < LEVEL:
             return Verdict.HOLDS if difference.mean * comparison.sign > 0 else Verdict.REVERSED
-        is_level = -LEVEL_POINTS < difference.low and difference.high < LEVEL_POINTS
+        is_level = difference.low > -LEVEL_POINTS and difference.high < LEVEL_POINTS
         return Verdict.LEVEL if is_level else Verdict.UNDECIDED
 
     def curves(self, arm: str) -> list[Curve]:

@@ -11,7 +11,6 @@ from lotlip_data.pipeline.study.cells import format_lines
 from lotlip_data.pipeline.study.figures import INK, RED, SERIES_COLOURS, new_figure, to_svg
 from lotlip_data.pipeline.study.scores.design import ARMS, RATES, ROLES, SCORERS, Role, ScoresDesign
 from lotlip_data.pipeline.study.scores.results import ScoresResults
-from lotlip_data.pipeline.study.statistics import Difference
 
 TARGET_AUC = 0.85
 """The AUC of the combined score that the study set out to reach."""

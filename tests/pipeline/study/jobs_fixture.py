@@ -30,7 +30,7 @@ class FakeJob:
 
     def run(self, study: str, design: object) -> None:
         with Path(study, "started").open("a") as file:
-            file.write(f"{self.name} {os.getpid()} {os.getcwd()} {study}\n")
+            file.write(f"{self.name} {os.getpid()} {Path.cwd()} {study}\n")
         if self.outcome == "fails":
             raise UserError("no good")
         if self.outcome == "breaks":

@@ -34,5 +34,5 @@ def make_result(arm: str, seed: int, value: float, design: Design = DESIGN, **ch
 def make_results(values: Mapping[str, Sequence[float]], first_seed: int = 0) -> list[dict[str, Any]]:
     """Results of arms: one value per seed."""
     return [
-        make_result(arm, first_seed + seed, value) for arm, of_arm in values.items() for seed, value in enumerate(of_arm)
+        make_result(arm, seed, value) for arm, of_arm in values.items() for seed, value in enumerate(of_arm, first_seed)
     ]

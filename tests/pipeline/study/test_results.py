@@ -51,7 +51,7 @@ def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not
 
 def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
     """Otherwise a verdict could be lost by running more."""
-    values = {name: BASE for name in LEAD.arms} | {"lotlip": [base + 3 + base / 50 for base in BASE]}
+    values = dict.fromkeys(LEAD.arms, BASE) | {"lotlip": [base + 3 + base / 50 for base in BASE]}
     results = Results(make_results(values), DESIGN)
     p_values = [difference.p if (difference := results.difference(each)) else 1.0 for each in PRIMARY]
     assert 1.0 in p_values and list(results.adjusted.values()) == holm(p_values)
@@ -83,7 +83,8 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
     sentences = [line for line in head.splitlines() if line[:3] in {f"{number}. " for number in range(1, 10)}]
     assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) <= 5
     gain = "+4.8 [+4.4, +5.2]"
-    assert f"LoTLIP vs. LiT + long texts holds on long texts ({gain}), short texts ({gain}) and classes ({gain})" in head
+    metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
+    assert f"LoTLIP vs. LiT + long texts holds on {metrics}" in head
     assert "LiT + long texts vs. LiT is level on long texts (+0.0 [+0.0, +0.0])" in head
     assert "All trainings have run: " in head and f"({len(ARMS)} arms × 8 seeds)" in head
     assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
@@ -165,7 +166,9 @@ def test_an_unknown_arm_is_rejected_with_a_list_of_the_known_ones(tmp_path: Path
         run_study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
 
 
-@pytest.mark.parametrize(("page", "file", "pilot"), [("index.md", "results.jsonl", False), ("power.md", "pilots.jsonl", True)])
+@pytest.mark.parametrize(
+    ("page", "file", "pilot"), [("index.md", "results.jsonl", False), ("power.md", "pilots.jsonl", True)]
+)
 def test_the_committed_pages_are_those_of_the_committed_results(
     tmp_path: Path, page: str, file: str, pilot: bool
 ) -> None:
