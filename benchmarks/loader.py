@@ -33,7 +33,7 @@ from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
-from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
+from lotlip_data.training.data.tokenizer import BertTextTokenizer, TextTokenizer, load_tokenizer
 
 Batch = tuple[torch.Tensor, list[list[int]]]
 """Pixels of the samples and token ids of all their texts."""
@@ -195,7 +195,9 @@ def make_tokenizer(folder: Path) -> TextTokenizer:
     folder.mkdir()
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return TextTokenizer(load_tokenizer(str(folder)), vocab_size=len(vocabulary), context_length=128, corner_tokens=2)
+    return BertTextTokenizer(
+        load_tokenizer(str(folder)), vocab_size=len(vocabulary), context_length=128, corner_tokens=2
+    )
 
 
 if __name__ == "__main__":

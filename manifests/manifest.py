@@ -271,7 +271,8 @@ def with_absolute_paths(manifest: Manifest, base: str) -> Manifest:
         "captioners": tuple(_with_paths(entry, ("model",), base, marked=True) for entry in manifest.captioners),
         "scores": tuple(_with_absolute_options(entry, base) for entry in manifest.scores),
         "train": tuple(
-            _with_paths(entry, ("image_tower", "text_tower"), base, marked=True) for entry in manifest.train
+            _with_paths(entry, ("start_from", "image_tower", "text_tower"), base, marked=True)
+            for entry in manifest.train
         ),
         "clean": manifest.clean.model_copy(update={"evaluation_sets": sets}),
     }

@@ -38,7 +38,7 @@ CHANGEABLE_ON_RESUME = (
 """Settings that may change when a training resumes. They change results in the last digits only, except that
 `accumulate` also changes what dropout draws."""
 
-LATER_SETTINGS = ("text_weights", "text_temperature", "best_sub_captions")
+LATER_SETTINGS = ("text_weights", "text_temperature", "best_sub_captions", "start_from", "stretch")
 """Settings that trainings of earlier versions do not record. At their defaults they change nothing and are not
 recorded, so that such trainings resume."""
 
@@ -72,6 +72,9 @@ class ConfigError(UserError):
     """A setting that cannot be; the message names it and the fix."""
 
 
+_OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in ("image_tower", "text_tower"))
+
+
 class TrainConfig(TrainingSettings):
     """One training: settings that fit together. `make_config` makes it from a method and a preset."""
 
@@ -86,6 +89,10 @@ class TrainConfig(TrainingSettings):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ConfigError(f"crop_scale: {low}, {high} are not two shares of an image; such as 0.9, 1.0")
+        if self.start_from and not (self.pretrained_image and self.pretrained_text):
+            raise ConfigError("start_from: gives both towers their weights; remove it, or pretrained_image/text: false")
+        if self.start_from and (self.image_tower, self.text_tower) != _OWN_TOWERS:
+            raise ConfigError("start_from: gives both towers; remove it, or image_tower and text_tower")
         if not self.lock_image and self.images == "features":
             raise ConfigError("images: an image tower that learns needs pixels; set images to pixels, or lock_image")
         if self.lock_image and not self.pretrained_image:
@@ -120,6 +127,13 @@ class TrainConfig(TrainingSettings):
     def uses_scores(self) -> bool:
         """Whether the choice of texts depends on the scores in the dataset."""
         return self.text_weights == "score" or self.best_sub_captions is not None
+
+    @property
+    def image_side(self) -> str:
+        """The name of the image tower; that of a whole CLIP begins with `clip:` or `open_clip:`."""
+        if not self.start_from:
+            return self.image_tower
+        return self.start_from if self.start_from.startswith("open_clip:") else f"clip:{self.start_from}"
 
     def long_texts_of(self, captioners: int) -> int:
         """T, the number of long texts per sample, for this number of captioners; 0 if S, sub_captions, is 0."""
@@ -175,7 +189,10 @@ def make_config(method: str = "lotlip", preset: str | None = None, **settings: A
     for name, value, known in (("method", method, METHODS), ("preset", preset, PRESETS)):
         if value is not None and value not in tuple(known):  # a value of YAML may be a list, which no dictionary takes
             raise ConfigError(f"`{name}`: {unknown_name(value, known)}")
-    merged = {**PRESETS.get(preset or "", {}), **METHODS[method], "method": method, **settings}
+    merged = {**PRESETS.get(preset or "", {}), **METHODS[method], "method": method}
+    if settings.get("start_from"):  # instead of a preset's towers
+        merged = {name: value for name, value in merged.items() if name not in ("image_tower", "text_tower")}
+    merged |= settings
     try:
         return TrainConfig.model_validate(merged)
     except ValidationError as error:

@@ -36,10 +36,11 @@ from lotlip_data.manifests.checkpoints.model_folder import WEIGHTS, ModelConfig,
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
-from lotlip_data.training.data.tokenizer import TextTokenizer, load_tokenizer
+from lotlip_data.training.data.tokenizer import load_tokenizer
 from lotlip_data.training.models import timm_vit, towers
-from lotlip_data.training.models.lotlip import LoTLIP
+from lotlip_data.training.models.lotlip import LoTLIP, make_tokenizer
 from lotlip_data.training.models.pretrained import image_config, text_config
+from lotlip_data.training.models.text_families import TextFamily, family_of
 from lotlip_data.training.models.towers import TextSettings
 
 logger = logging.getLogger(__name__)
@@ -125,12 +126,8 @@ def build_model(
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if problems := checkpoint_files.differences(expected, actual):
         raise UserError(f"{where}: {'; '.join(problems)}; give the right --image-tower and --text-tower")
-    text_tokenizer = TextTokenizer(
-        tokenizer,
-        vocab_size=text.vocab_size,
-        context_length=min(CONTEXT_LENGTH, model.text.max_length),
-        corner_tokens=corners,
-    )
+    context_length = min(CONTEXT_LENGTH, model.text.max_length)
+    text_tokenizer = make_tokenizer(tokenizer, model.text, context_length, "authors")
     return LoTLIP(model, text_tokenizer, load_transform(image_tower, size) if image_tower else ImageTransform(size))
 
 
@@ -213,6 +210,8 @@ def _export_model(source: Path, config: ModelConfig, target: Path) -> bool:
 def _require_exportable(source: Path, description: Towers) -> None:
     """Raise UserError for a model that the authors' code would compute differently: their layout has no settings."""
     image = description["image"]
+    if type(family_of(description["text"]["model_type"])) is not TextFamily:
+        raise UserError(f"{source}: its text tower is not BERT-like, which the authors' layout requires")
     required = {"model_type": "vit", "layer_norm_eps": 1e-6, "hidden_act": "gelu", "qkv_bias": True}
     eps = image.get("layer_norm_eps")
     if isinstance(eps, float) and eps != required["layer_norm_eps"] and eps <= LARGEST_EPS:

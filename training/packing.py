@@ -9,7 +9,7 @@ Shapes:
     N  texts
     R  rows
     L  tokens per row
-    K  features per text: 1 + m, [CLS] and m corner tokens
+    K  features per text: 1 + m, of the summary token and of m corner tokens
     D  width of a feature
 """
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lotlip_data.training.models.corner_attention import PADDING
+from lotlip_data.training.models.row_layout import RowLayout
 from lotlip_data.training.models.towers import TextTower
 
 WIDTH_MULTIPLE = 8
@@ -50,7 +50,10 @@ class PackedTexts:
 
     rows: list[list[int]]
     """The texts of each row, as indices."""
-    layout: "_Layout"
+    ids: np.ndarray
+    """int64 [R, L]: the token ids."""
+    layout: RowLayout
+    """Where the texts stand in the rows, on the CPU."""
     distinct_ids: np.ndarray
     """int64: the token ids that occur, once each."""
     inverse: np.ndarray
@@ -62,7 +65,7 @@ class PackedTexts:
 
     def __len__(self) -> int:
         """N, the number of texts."""
-        return len(self.layout.cls_index)
+        return len(self.order)
 
 
 def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
@@ -72,11 +75,15 @@ def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
         rows, width = pack_cheapest(lengths, tower.proj.in_features)
     else:
         rows, width = [[text] for text in range(len(ids))], max(lengths)
-    layout = _layout(ids, rows, width, tower.pad_id)
-    distinct_ids, inverse = np.unique(layout.ids, return_inverse=True)
+    row_ids = np.full((len(rows), width), tower.pad_id, dtype=np.int64)
+    for row, texts in enumerate(rows):
+        tokens = [token for text in texts for token in ids[text]]
+        row_ids[row, : len(tokens)] = tokens
+    distinct_ids, inverse = np.unique(row_ids, return_inverse=True)
     order = np.empty(len(ids), dtype=np.int64)
     order[[text for row in rows for text in row]] = np.arange(len(ids))
-    return PackedTexts(rows, layout, distinct_ids, inverse.reshape(layout.ids.shape), order, sum(lengths))
+    layout = tower.placement.rows([[lengths[text] for text in texts] for texts in rows], width)
+    return PackedTexts(rows, row_ids, layout, distinct_ids, inverse.reshape(row_ids.shape), order, sum(lengths))
 
 
 def embed_packed(tower: TextTower, texts: PackedTexts, chunks: int = 1) -> PackedFeatures:
@@ -92,22 +99,21 @@ def embed_packed(tower: TextTower, texts: PackedTexts, chunks: int = 1) -> Packe
         chunks: Number of parts in which the rows pass through the tower.
     """
     device = tower.proj.weight.device
-    rows, layout = texts.rows, texts.layout
-    width = layout.ids.shape[1]
+    rows = texts.rows
     # One embedding look-up for all chunks: its gradient is as large as the vocabulary, and each look-up would need one.
     embeddings = tower.encoder.get_input_embeddings()(torch.from_numpy(texts.distinct_ids).to(device))
     rows_per_chunk = -(-len(rows) // chunks)
     features = []
     for first in range(0, len(rows), rows_per_chunk):
         chunk = slice(first, first + rows_per_chunk)
-        first_text, end_text = (sum(map(len, rows[:count])) for count in (first, first + rows_per_chunk))
-        cls_index = layout.cls_index[first_text:end_text] - first * width
-        arrays = (layout.ids[chunk], texts.inverse[chunk], layout.text[chunk], layout.position[chunk], cls_index)
-        chunk_ids, indices, *placement = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
-        inputs = (chunk_ids, F.embedding(indices, embeddings), *placement)
+        chunk_texts = slice(*(sum(map(len, rows[:count])) for count in (first, first + rows_per_chunk)))
+        chunk_ids, indices = (
+            torch.from_numpy(array[chunk]).to(device, non_blocking=True) for array in (texts.ids, texts.inverse)
+        )
+        inputs = (chunk_ids, F.embedding(indices, embeddings), texts.layout.part(chunk, chunk_texts).to(device))
         features.append(checkpoint(tower, *inputs, use_reentrant=False) if chunks > 1 else tower(*inputs))
     in_order = torch.cat(features)[torch.from_numpy(texts.order).to(device)]
-    return PackedFeatures(in_order, texts.tokens, layout.ids.size)
+    return PackedFeatures(in_order, texts.tokens, texts.ids.size)
 
 
 def pack_cheapest(lengths: Sequence[int], hidden: int) -> tuple[list[list[int]], int]:
@@ -148,40 +154,3 @@ def pack_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
             rows[row].append(text)
         bisect.insort(free, (room - lengths[text], row))
     return rows
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Packed rows as int64 arrays."""
-
-    ids: np.ndarray
-    """[R, L] token ids."""
-    text: np.ndarray
-    """[R, L] index of the text that a token belongs to, or PADDING."""
-    position: np.ndarray
-    """[R, L] position of a token in its text. Padding is all at 0: a row may have more of it than the encoder has
-    positions."""
-    cls_index: np.ndarray
-    """[N] index of each text's [CLS] in the R·L tokens, in the order of the rows."""
-
-
-def _layout(ids: Sequence[Sequence[int]], rows: list[list[int]], width: int, pad_id: int) -> _Layout:
-    shape = (len(rows), width)
-    layout = _Layout(
-        ids=np.full(shape, pad_id, dtype=np.int64),
-        text=np.full(shape, PADDING, dtype=np.int64),
-        position=np.zeros(shape, dtype=np.int64),
-        cls_index=np.zeros(len(ids), dtype=np.int64),
-    )
-    placed = 0
-    for row, texts in enumerate(rows):
-        start = 0
-        for text in texts:
-            span = slice(start, start + len(ids[text]))
-            layout.ids[row, span] = ids[text]
-            layout.text[row, span] = text
-            layout.position[row, span] = np.arange(len(ids[text]))
-            layout.cls_index[placed] = row * width + start
-            placed += 1
-            start = span.stop
-    return layout

@@ -16,9 +16,9 @@ from lotlip_data.manifests.digests import Digest, DigestMismatch, digest_of, dig
 from lotlip_data.manifests.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT, POOLED_FORMAT = 1, 2
-"""Version of config.json. A model whose image feature is no class token has the second, so that earlier releases refuse
-it."""
+FORMAT, POOLED_FORMAT, CLIP_FORMAT = 1, 2, 3
+"""Version of config.json. A model whose image feature is no class token has the second, and one whose text tower is not
+BERT-like, or whose image tower has a projection, the third, so that earlier releases refuse it."""
 REMEDY = "Copy the model again, or train it again."
 
 
@@ -35,6 +35,7 @@ class Towers(TypedDict):
     corner_tokens: int
     mask: bool
     pooling: NotRequired[str]
+    projection: NotRequired[int]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -45,6 +46,7 @@ class Transform(TypedDict):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
+    resize_mode: NotRequired[Literal["shortest", "squash"]]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -73,7 +75,7 @@ def parse_config(content: bytes, url: str) -> ModelConfig | None:
         CheckpointError: It is damaged.
     """
     config = artifacts.parse_json(content, url, REMEDY, artifacts.JsonObject, CheckpointError)
-    if config.get("format") not in (FORMAT, POOLED_FORMAT) or "towers" not in config:
+    if config.get("format") not in (FORMAT, POOLED_FORMAT, CLIP_FORMAT) or "towers" not in config:
         return None
     return artifacts.validate(config, url, REMEDY, ModelConfig, CheckpointError)
 

@@ -23,6 +23,9 @@ Count = Annotated[int, Field(ge=1)]
 class TrainingSettings(Settings):
     """One training. A tower is a local folder, a hub id, or the short name of one that comes with the project."""
 
+    start_from: str | None = None
+    """Image–text model from which both towers start, with their projections, temperature and tokenizer: hub id or
+    folder of a CLIP or SigLIP, or `open_clip:MODEL/WEIGHTS`. Default: `image_tower` and `text_tower`."""
     image_tower: str = PAPER_TOWER
     """Image tower."""
     text_tower: str = "google-bert/bert-base-uncased"
@@ -50,8 +53,12 @@ class TrainingSettings(Settings):
     """Corner tokens of long texts are matched to the image too (Eq. 5). Off, with the mask off: register tokens."""
     context_length: Annotated[int, Field(ge=8)] = 128
     """Largest number of tokens of a text, special ones included (paper: 128)."""
+    stretch: Literal["longclip", "linear"] | None = None
+    """How the text tower's positions become as many as `context_length`: the first 20 are kept and the others
+    interpolated (Long-CLIP), or all are interpolated. Default: no text is longer than the tower's positions."""
     text_form: Literal["authors", "punkt"] = "authors"
-    """Rule by which the tokenizer splits a text into sub-captions: at every ". " as the authors' code, or by Punkt."""
+    """Rule by which a BERT-like tower's tokenizer splits a text into sub-captions: at every ". " as the authors' code,
+    or by Punkt."""
     sub_captions: Annotated[int, Field(ge=0)] = 3
     """S: number of consecutive sub-captions that are drawn from a long text (paper: 3; 0: no long texts, Fig. 2)."""
     long_texts: Annotated[int, Field(ge=0)] | Literal["all"] = 3

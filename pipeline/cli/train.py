@@ -78,8 +78,8 @@ def features(
     image_tower: Annotated[
         str | None,
         typer.Option(
-            help="Folder or hub id of the image tower. Default: the towers of the manifest's trainings, otherwise the "
-            "paper's."
+            help="Folder or hub id of the image tower; clip:NAME or open_clip:NAME for that of a whole CLIP. Default: "
+            "the towers of the manifest's trainings, otherwise the paper's."
         ),
     ] = None,
     image_size: Annotated[

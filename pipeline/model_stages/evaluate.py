@@ -22,11 +22,12 @@ from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
-from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder, missing_open_clip_weights
+from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
 from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
 from lotlip_data.training.evaluation.tasks.custom import custom_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
+from lotlip_data.training.models import open_clip_models
 from lotlip_data.training.models.lotlip import reject_training_folder
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,7 @@ def _check_model(model: str) -> None:
     kind, _, name = model.partition(":")
     if kind == "clip":
         require([check_model("model", name)])
-    elif kind == "open_clip" and (weights := missing_open_clip_weights(name)):
+    elif kind == "open_clip" and (weights := open_clip_models.missing_weights(name)):
         require([check_model(f"model {model}", weights)])
 
 

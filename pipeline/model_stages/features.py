@@ -45,7 +45,7 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float |
 
     Args:
         run: The run with the dataset.
-        tower: Folder or hub id of the image tower.
+        tower: Folder or hub id of the image tower; `clip:NAME` or `open_clip:NAME` for that of a whole CLIP.
         image_size: Side of the square images in pixels; None takes the tower's.
         gpus: GPUs that Ray reserves per task. Default: GPUS_PER_TASK where the cluster has GPUs, else none.
 
@@ -55,7 +55,8 @@ def compute_features(run: Run, tower: str, image_size: int | None, gpus: float |
     from lotlip_data.training.data.dataset import open_dataset
 
     open_dataset(run.url)  # before the hub is asked for the tower
-    require([check_model("image tower", tower)])
+    if not tower.startswith("open_clip:"):
+        require([check_model("image tower", tower.removeprefix("clip:"))])
     cache = _open_cache(run.url, tower, image_size)
     missing = cache.missing()
     summary = FeaturesSummary(cache.shards - len(missing))
@@ -108,16 +109,13 @@ def _open_cache(run: str, tower: str, image_size: int | None, device: str = "cpu
         device: Where the tower computes.
         threads: Number of threads that decode images.
     """
-    from lotlip_data.manifests.checkpoints.resolve import resolve
     from lotlip_data.training.data.dataset import open_dataset
     from lotlip_data.training.data.feature_cache import FeatureCache
-    from lotlip_data.training.data.image_transforms import load_transform
-    from lotlip_data.training.models.pretrained import load_image_tower
+    from lotlip_data.training.models.lotlip import load_image_side
 
     dataset = open_dataset(run)  # before the hub is asked for the tower
-    image_tower = load_image_tower(resolve(tower), image_size=image_size)
+    image_tower, transform = load_image_side(tower, image_size)
     image_tower.to(device)
-    transform = load_transform(resolve(tower), image_tower.vit.config.image_size)
     return FeatureCache(dataset, image_tower, transform, threads=threads)
 
 
@@ -137,7 +135,7 @@ def features(
     """
     require([check_gpus("features", gpus or 0)])
     configs = [training_config(entry) for entry in manifest.train]
-    configured = {(config.image_tower, config.image_size) for config in configs if config.images == "features"}
+    configured = {(config.image_side, config.image_size) for config in configs if config.images == "features"}
     total = Outcome(did_something=False)
     for name, size in [(tower, image_size)] if tower else sorted(configured, key=str) or [(PAPER_TOWER, image_size)]:
         summary = compute_features(run, name, size, gpus)

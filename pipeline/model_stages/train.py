@@ -53,10 +53,14 @@ def check_trainings(entries: Sequence[TrainingEntry], where: str) -> None:
 
 
 def towers(entries: Iterable[TrainingEntry]) -> list[tuple[str, str]]:
-    """What each tower of the trainings is, and its model, each pair once."""
-    configs = [training_config(entry) for entry in entries]
-    pairs = {("image tower", config.image_tower) for config in configs}
-    return sorted(pairs | {("text tower", config.text_tower) for config in configs})
+    """What each tower of the trainings is, and its model, each pair once. Those that open_clip finds are left out."""
+    pairs: set[tuple[str, str]] = set()
+    for config in map(training_config, entries):
+        if config.start_from is None:
+            pairs |= {("image tower", config.image_tower), ("text tower", config.text_tower)}
+        elif not config.start_from.startswith("open_clip:"):
+            pairs.add(("start_from", config.start_from))
+    return sorted(pairs)
 
 
 def check_towers(entries: Iterable[TrainingEntry]) -> list[Check]:

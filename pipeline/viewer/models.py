@@ -190,7 +190,7 @@ class Model:
     def _draw_map(self, image: bytes, text: str) -> SaliencyMap:
         picture = Image.open(io.BytesIO(image)).convert("RGB")
         result = saliency(self._model, picture, text)
-        drawn = draw_overlay(self._model.transform.center_crop(picture), result.patches.numpy())
+        drawn = draw_overlay(self._model.transform.square(picture), result.patches.numpy())
         return SaliencyMap(drawn, result.similarity, result.truncated, blank=not result.patches.any())
 
 

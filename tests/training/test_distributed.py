@@ -15,6 +15,7 @@ from lotlip_data.training.config import METHODS, make_config
 from lotlip_data.training.data import dataset as data
 from lotlip_data.training.trainer import train
 from tests.support.ports import free_ports
+from tests.training.models.tiny_models import write_clip, write_siglip
 from tests.training.run_fixture import TRAINING_SCRIPT, write_run, write_towers
 
 SETTINGS = {"batch": 24, "epochs": 4, "warm_up": 2, "lr": 1e-3, "context_length": 96, "checkpoint_every": 2}
@@ -96,6 +97,11 @@ def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_meth
     settings["mean"] = {**SETTINGS, **towers, "reduction": "mean"}
     scores = {"text_weights": "score", "text_temperature": 0.5, "best_sub_captions": 4, "long_texts": 2}
     settings["scores"] = {**SETTINGS, **towers, **scores}
+    for kind, write in (("clip", write_clip), ("siglip", write_siglip)):
+        write(tmp_path / kind)
+        start_from = {"start_from": str(tmp_path / kind), "stretch": "linear", "context_length": 40}
+        settings[f"{kind}, locked images"] = {**SETTINGS, **start_from}
+        settings[f"{kind}, both towers"] = {**SETTINGS, **start_from, "lock_image": False, "images": "pixels"}
     settings["accumulate both towers"] = {**settings["lotlip_scratch"], "accumulate": 3}
     for size in (1, 2, 4):
         finish(start(size, FIRST_STEP, run, tmp_path, json.dumps(settings)))

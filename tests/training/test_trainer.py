@@ -25,6 +25,7 @@ from lotlip_data.training.metrics import TrainingDiverged
 from lotlip_data.training.models.lotlip import CheckpointError, LoTLIP, load_model
 from lotlip_data.training.signals import StopSignal
 from lotlip_data.training.trainer import Trainer, train
+from tests.training.models.tiny_models import write_clip, write_siglip
 from tests.training.run_fixture import TRAINING_SCRIPT, write_run, write_towers
 
 SETTINGS = {"batch": 16, "epochs": 10, "warm_up": 2, "lr": 1e-3, "checkpoint_every": 4, "context_length": 96}
@@ -111,6 +112,26 @@ def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_
     run_and_settings, tmp_path, monkeypatch
 ):
     run, settings = write_run(tmp_path / "run", scores=True), {**run_and_settings[1], **WITH_SCORES}
+    _train_in_process(run, tmp_path / "a", settings)
+    monkeypatch.setenv("SIGNAL_AFTER", "0 13")
+    monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
+    assert _train_in_process(run, tmp_path / "b", settings)[1] == -signal.SIGKILL
+    monkeypatch.delenv("SIGNAL_AFTER")
+    lines, _ = _train_in_process(run, tmp_path / "b", settings)
+    assert f"resuming after step 12 of {STEPS}" in lines
+    assert _are_equal(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
+    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b") and len(_metrics(tmp_path / "a")) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_a_training_that_starts_from_a_clip_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
+    run_and_settings, tmp_path, monkeypatch, kind
+):
+    run, _ = run_and_settings
+    {"clip": write_clip, "siglip": write_siglip}[kind](tmp_path / kind)
+    images = {"lock_image": False, "images": "pixels"}
+    settings = {**SETTINGS, **images, "start_from": str(tmp_path / kind), "stretch": "longclip", "context_length": 40}
     _train_in_process(run, tmp_path / "a", settings)
     monkeypatch.setenv("SIGNAL_AFTER", "0 13")
     monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))

@@ -6,7 +6,6 @@ tar's sha256. All trainings of a run with the same tower share the files, and no
 Shapes: N images, D width of a feature.
 """
 
-import dataclasses
 import functools
 import hashlib
 import io
@@ -50,7 +49,7 @@ def tower_id(tower: ImageTower, transform: ImageTransform) -> str:
     A class token is not named, so that stored features stay valid, but a masked autoencoder's is: earlier releases
     stored its features with patches masked at random.
     """
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(transform)).encode())
+    digest = hashlib.sha256(json.dumps(transform.settings()).encode())
     if tower.pooling != "class_token" or tower.vit.config.model_type == "vit_mae":
         digest.update(tower.pooling.encode())
     for name, value in sorted(tower.state_dict().items()):
@@ -164,7 +163,7 @@ class FeatureCache:
             image = Image.open(io.BytesIO(content)).convert("RGB")
         except (OSError, ValueError) as error:
             raise DataError(f"{shard.tar_url}: {name} cannot be decoded ({error}). {VERIFY_REMEDY}") from error
-        return self._transform.normalize(self._transform.center_crop(image))
+        return self._transform.normalize(self._transform.square(image))
 
     def _features(self, pixels_NCHW: Tensor) -> Tensor:
         """float32 [N, D] on the CPU. A GPU computes in 16 bit, and in 32 what exceeds the range of 16."""

@@ -7,8 +7,8 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,9 +21,14 @@ _MAX_ASPECT_RATIO = 4 / 3
 _CROP_ATTEMPTS = 10
 
 
+ResizeMode = Literal["shortest", "squash"]
+
+
 @dataclass(frozen=True)
 class ImageTransform:
     """Resizes the shorter side to `size`, crops the center and normalizes, with exactly timm's pixels.
+
+    With `resize_mode` squash it resizes both sides to `size` instead, as a SigLIP was trained.
 
     Normalization is (x − mean) / std of values in [0, 1]. The authors' code uses 0.5 for both, and bicubic resizing.
     """
@@ -32,16 +37,26 @@ class ImageTransform:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
+    resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
         if self.interpolation not in _INTERPOLATIONS:
             raise ValueError(f"interpolation: {self.interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}")
+        if self.resize_mode not in get_args(ResizeMode):
+            raise ValueError(f"resize_mode: {self.resize_mode!r} is not one of {', '.join(get_args(ResizeMode))}")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 3, size, size] of N images."""
-        return torch.stack([self.normalize(self.center_crop(image)) for image in images])
+        return torch.stack([self.normalize(self.square(image)) for image in images])
+
+    def settings(self) -> dict[str, Any]:
+        """The settings, as JSON holds them. The usual resize mode is not named, so that earlier releases read them."""
+        settings = asdict(self)
+        if self.resize_mode == "shortest":
+            del settings["resize_mode"]
+        return settings
 
     def normalize(self, image: Image.Image) -> Tensor:
         """float32 [3, size, size] of an RGB image of size × size pixels."""
@@ -53,12 +68,14 @@ class ImageTransform:
         """The image at `width` × `height` pixels, with this transform's interpolation."""
         return image.resize((width, height), _INTERPOLATIONS[self.interpolation])
 
-    def center_crop(self, image: Image.Image) -> Image.Image:
-        """The center of the image as RGB, size × size pixels, after its shorter side is resized to `size`."""
+    def square(self, image: Image.Image) -> Image.Image:
+        """The image as RGB, size × size pixels: its center after its shorter side is resized, or all of it squashed."""
         image = image.convert("RGB")
         width, height = image.size
         if (width, height) == (self.size, self.size):
             return image
+        if self.resize_mode == "squash":
+            return self.resize(image, self.size, self.size)
         shorter = min(width, height)
         width, height = self.size * width // shorter, self.size * height // shorter
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)

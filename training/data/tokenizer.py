@@ -1,12 +1,14 @@
-"""Tokenizes texts as `[CLS] [Cor 1]…[Cor m] sub-caption [SEP] sub-caption … [SEP]` (paper, Sec. 4.3).
+"""Tokenizes texts for BERT-like towers as `[CLS] [Cor 1]…[Cor m] sub-caption [SEP] sub-caption … [SEP]` (paper, Sec.
+4.3), and for the towers of CLIP and SigLIP as those were trained, with the corner tokens at the end.
 
-There are two text forms. `authors` is that of the authors' code: it splits the text at every ". " and nowhere else, so
-the full stops between sub-captions disappear and the last one stays. `punkt` splits into sentences and keeps their full
-stops. A checkpoint records its form, and embedding with the checkpoint uses that form.
+There are two text forms of the former. `authors` is that of the authors' code: it splits the text at every ". " and
+nowhere else, so the full stops between sub-captions disappear and the last one stays. `punkt` splits into sentences and
+keeps their full stops. A checkpoint records its form, and embedding with the checkpoint uses that form.
 
 Shapes: N texts, m corner tokens.
 """
 
+import abc
 import functools
 import html
 import re
@@ -20,6 +22,8 @@ from torch import Tensor
 from lotlip_data.manifests import subcaptions
 
 TextForm = Literal["authors", "punkt"]
+
+_SHORTEST_CONTEXT = 8
 
 _WHITESPACE = re.compile(r"\s+")
 
@@ -46,22 +50,55 @@ class EncodedTexts:
         return [len(ids) < length for ids, length in zip(self.ids, self.lengths, strict=True)]
 
 
-class TextTokenizer:
-    """Any fast BERT-like tokenizer (one with [CLS], [SEP] and [PAD]), with m corner tokens after [CLS].
+class TextTokenizer(abc.ABC):
+    """Texts to the token ids that a text tower reads.
 
-    The ids of the corner tokens are `vocab_size`, `vocab_size + 1`, …: rows that the text tower adds to the encoder's
+    The ids of the m corner tokens are `vocab_size`, `vocab_size + 1`, …: rows that the text tower adds to the encoder's
     `vocab_size` word embeddings.
+    """
 
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-        vocab_size: Number of word embeddings of the encoder, without the corner tokens.
-        context_length: Largest number of tokens of a text, special tokens included.
-        corner_tokens: m.
-        form: How a text is split into sub-captions.
+    def __init__(
+        self, tokenizer: Any, vocab_size: int, context_length: int, corner_tokens: int, form: TextForm
+    ) -> None:
+        """
+        Args:
+            tokenizer: A tokenizer of transformers.
+            vocab_size: Number of word embeddings of the encoder, without the corner tokens.
+            context_length: Largest number of tokens of a text, special tokens included.
+            corner_tokens: m.
+            form: How a text is split into sub-captions.
 
-    Raises:
-        ValueError: The tokenizer is not a fast BERT-like one or has tokens without an embedding, or the context leaves
-            no room for text.
+        Raises:
+            ValueError: The tokenizer does not fit the encoder, or the context leaves no room for text.
+        """
+        check_vocabulary(tokenizer, vocab_size, "tokenizer")
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self.corner_tokens = corner_tokens
+        self.form = form
+        self.pad_id = int(tokenizer.pad_token_id)
+        self._corners = list(range(vocab_size, vocab_size + corner_tokens))
+
+    @abc.abstractmethod
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """The token ids of each text, truncated to `context_length`; the token that ends a text is kept."""
+
+    def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
+        """Pad token ids to int64 [N, length]. Default length: the longest text's. Features do not depend on it."""
+        length = length or max(map(len, ids))
+        return torch.tensor([[*row, *[self.pad_id] * (length - len(row))] for row in ids], dtype=torch.int64)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """int64 [N, context_length], padded as in the authors' code."""
+        return self.pad(self.encode(texts).ids, self.context_length)
+
+
+class BertTextTokenizer(TextTokenizer):
+    """Any fast BERT-like tokenizer (one with [CLS], [SEP] and [PAD]), with the corner tokens after [CLS].
+
+    [SEP] stands between the sub-captions of a text, and ends it. The context length counts the corner tokens, which
+    take positions of their own.
     """
 
     def __init__(
@@ -74,38 +111,22 @@ class TextTokenizer:
                 )
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError("tokenizer: is not a fast tokenizer; add a tokenizer.json or a vocab.txt to its folder")
-        check_vocabulary(tokenizer, vocab_size, "tokenizer")
         if context_length < corner_tokens + 3:
             raise ValueError(
                 f"context_length: {context_length} leaves no room for text after [CLS], {corner_tokens} corner tokens "
                 f"and [SEP]; use at least {corner_tokens + 3}"
             )
-        self.tokenizer = tokenizer
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.corner_tokens = corner_tokens
-        self.form = form
-        self.pad_id = int(tokenizer.pad_token_id)
+        super().__init__(tokenizer, vocab_size, context_length, corner_tokens, form)
         self._sep = int(tokenizer.sep_token_id)
-        self._prefix = [int(tokenizer.cls_token_id), *range(vocab_size, vocab_size + corner_tokens)]
+        self._prefix = [int(tokenizer.cls_token_id), *self._corners]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """The token ids of each text, truncated to `context_length`. [SEP] is always the last one."""
         bodies = self._encode_authors(texts) if self.form == "authors" else self._encode_punkt(texts)
         room = self.context_length - len(self._prefix) - 1
         return EncodedTexts(
             ids=[[*self._prefix, *body[:room], self._sep] for body in bodies],
             lengths=[len(self._prefix) + len(body) + 1 for body in bodies],
         )
-
-    def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
-        """Pad token ids to int64 [N, length]. Default length: the longest text's. Features do not depend on it."""
-        length = length or max(map(len, ids))
-        return torch.tensor([[*row, *[self.pad_id] * (length - len(row))] for row in ids], dtype=torch.int64)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """int64 [N, context_length], padded as in the authors' code."""
-        return self.pad(self.encode(texts).ids, self.context_length)
 
     def _encode_authors(self, texts: Sequence[str]) -> list[list[int]]:
         # The authors' code splits first and cleans afterwards. A "[SEP]" in the text becomes the special token.
@@ -131,6 +152,57 @@ class TextTokenizer:
         backend.no_truncation()
         backend.no_padding()
         return backend
+
+
+class ClipTextTokenizer(TextTokenizer):
+    """The tokenizer of a CLIP or a SigLIP, with the corner tokens behind the text.
+
+    The text is read as it was in pre-training, after `clean_text`: nothing marks where a sub-caption ends, so `form` is
+    without effect. What looks like a special token in a text is text. The context length does not count the corner
+    tokens, since they take no positions of their own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        vocab_size: int,
+        context_length: int,
+        corner_tokens: int,
+        form: TextForm = "authors",
+        is_padded: bool = False,
+    ) -> None:
+        """`is_padded`: padding to the context length is a part of each text, as SigLIP sees it."""
+        for name in ("eos_token_id", "pad_token_id"):
+            if getattr(tokenizer, name, None) is None:
+                raise ValueError(f"tokenizer: has no {name.removesuffix('_id')}; use the tokenizer of the same model")
+        if context_length < _SHORTEST_CONTEXT:
+            raise ValueError(
+                f"context_length: {context_length} leaves no room for text; use at least {_SHORTEST_CONTEXT}"
+            )
+        super().__init__(tokenizer, vocab_size, context_length, corner_tokens, form)
+        self._is_padded = is_padded
+        self._end = int(tokenizer.eos_token_id)
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        cleaned = [clean_text(text) for text in texts]
+        # Neither truncation nor padding: a hub folder may set both, and lengths are those before truncation.
+        options = {"truncation": False, "padding": False, "split_special_tokens": True}
+        encoded: list[list[int]] = self.tokenizer(cleaned, **options)["input_ids"] if cleaned else []
+        return EncodedTexts(
+            ids=[[*self._fit(ids), *self._corners] for ids in encoded],
+            lengths=[len(ids) + self.corner_tokens for ids in encoded],
+        )
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        """The ids of a text, truncated before the token that ends it, and padded if padding is a part of the text."""
+        if len(ids) > self.context_length:
+            end = ids[-1:] if ids[-1] == self._end else []
+            ids = [*ids[: self.context_length - len(end)], *end]
+        if not self._is_padded:
+            return ids
+        padding = [self.pad_id] * (self.context_length - len(ids))
+        return [*padding, *ids] if self.tokenizer.padding_side == "left" else [*ids, *padding]
 
 
 def load_tokenizer(folder: str) -> Any:

@@ -10,15 +10,11 @@ clip:openai/clip-vit-base-patch16     a CLIPModel of transformers: a hub id or a
 Shapes: N images or texts, D feature dimensions.
 """
 
-import difflib
 import functools
 import hashlib
-import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -36,8 +32,7 @@ from lotlip_data.training.devices import pick_device
 from lotlip_data.training.evaluation import protocol
 from lotlip_data.training.models import lotlip
 from lotlip_data.training.models.lotlip import LoTLIP
-
-logger = logging.getLogger(__name__)
+from lotlip_data.training.models.open_clip_models import import_open_clip, load_open_clip
 
 NAME_PREFIXES = ("open_clip:", "clip:")
 """Prefixes of model names that are not folders or URLs of this project's models."""
@@ -144,7 +139,11 @@ class LoTLIPModel:
         self.text_form: TextForm = self.model.tokenizer.form
         transform = self.model.transform
         self.preprocessing: Mapping[str, str] = protocol.describe_preprocessing(
-            (transform.size, transform.size), "shortest", transform.interpolation, transform.mean, transform.std
+            (transform.size, transform.size),
+            transform.resize_mode,
+            transform.interpolation,
+            transform.mean,
+            transform.std,
         )
 
     @functools.cached_property
@@ -169,22 +168,18 @@ class OpenClipModel:
     text_form: TextForm = "authors"
 
     def __init__(self, name: str, device: str) -> None:
-        open_clip = _import_open_clip(name)
-        model, weights = (name, None) if name.startswith(("hf-hub:", "local-dir:")) else _split_open_clip_name(name)
         with _damage_explained(f"open_clip:{name}"):
-            quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
-            loaded = open_clip.create_model_and_transforms(
-                model, pretrained=weights, device=device, force_quick_gelu=quick_gelu
-            )
-            self._tokenize = open_clip.get_tokenizer(model)
-        self._model, self._transform, self._device = loaded[0].eval(), loaded[2], device
+            loaded = load_open_clip(name, device)
+        self._model, self._device = loaded.model, device
+        self._transform, self._tokenize = loaded.transform, loaded.tokenize
         self.context_length = int(self._tokenize.context_length)
         self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self._end_id = int(self._tokenize(["a " * MAX_SPECIAL_TOKENS], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self.preprocessing: Mapping[str, str] = protocol.open_clip_preprocessing(
-            open_clip.get_model_preprocess_cfg(self._model)
+            import_open_clip(name).get_model_preprocess_cfg(self._model)
         )
-        settings = [repr(self._transform), type(self._tokenize).__name__, *(["quick_gelu"] if quick_gelu else [])]
+        gelu = ["quick_gelu"] if loaded.quick_gelu else []
+        settings = [repr(self._transform), type(self._tokenize).__name__, *gelu]
         self.identity = _weights_digest(self._model, *settings)
         self.image_identity = self.identity[:_DIGITS]
 
@@ -276,6 +271,8 @@ def _damage_explained(name: str) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         if answer := hub.explain(error, name.removeprefix("clip:")):
             raise UserError(str(answer)) from error
@@ -291,79 +288,6 @@ def _embed_in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]
 
     features = list(batches())
     return torch.cat(features) if features else torch.zeros(0, 1)
-
-
-def missing_open_clip_weights(name: str) -> str | None:
-    """The hub id of the weights that open_clip downloads for a model; None if they are on this machine.
-
-    Raises:
-        UserError: open_clip knows no such model or no such weights of it, or is not installed.
-    """
-    open_clip = _import_open_clip(name)
-    from huggingface_hub import try_to_load_from_cache
-
-    if name.startswith("local-dir:"):
-        return None
-    files: tuple[str, ...]
-    if name.startswith("hf-hub:"):
-        files, repository = ("open_clip_config.json",), name.removeprefix("hf-hub:")
-    else:
-        model, weights = _split_open_clip_name(name)
-        if model not in (models := open_clip.list_models()):
-            nearest = difflib.get_close_matches(model, models, 3)
-            suggestion = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-            raise UserError(f"open_clip:{name}: open_clip has no model {model!r}{suggestion}")
-        tag = open_clip.get_pretrained_cfg(model, weights)
-        if not tag and not Path(weights).exists():
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-            raise UserError(
-                f"open_clip:{name}: {weights!r} is neither a file nor a tag of {model}; its tags are {tags}"
-            )
-        files = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-        repository = "/".join((tag or {}).get("hf_hub", "").split("/")[:2])
-    is_cached = any(isinstance(try_to_load_from_cache(repository, file), str) for file in files if repository)
-    return None if is_cached else repository or None
-
-
-def _import_open_clip(name: str) -> Any:
-    try:
-        import open_clip
-    except ImportError:
-        raise UserError(f"open_clip:{name}: open_clip is not installed; pip install open-clip-torch==3.3.0") from None
-    return open_clip
-
-
-def _split_open_clip_name(name: str) -> tuple[str, str]:
-    """The model and its weights. Raises UserError if there are no weights: the model would be random."""
-    model, slash, weights = name.partition("/")
-    if not (slash and weights):
-        raise UserError(
-            f"open_clip:{name}: names no weights, and without weights the model would be random; "
-            f"write open_clip:{model}/TAG (see open_clip.list_pretrained()) or open_clip:{model}/FILE"
-        )
-    return model, weights
-
-
-def _needs_quick_gelu(model: str, weights: str) -> bool:
-    """Whether the weights were trained with QuickGELU although open_clip's model of that name computes GELU.
-
-    The tag says so, or the configuration beside a file of weights. Of any other file nothing is known, and the model's
-    name decides: ViT-B-16-quickgelu is ViT-B-16 with QuickGELU.
-    """
-    import open_clip
-
-    model_name = model.replace("/", "-")
-    if (open_clip.get_model_config(model_name) or {}).get("quick_gelu", False):
-        return False
-    if tag := open_clip.get_pretrained_cfg(model_name, weights):
-        return bool(tag.get("quick_gelu", False))
-    try:
-        published = json.loads(Path(weights).with_name("open_clip_config.json").read_text())["model_cfg"]
-        return bool(published.get("quick_gelu", False))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        if f"{model_name}-quickgelu" in open_clip.list_models():
-            logger.warning(f"open_clip:{model}/{weights}: computed with GELU; OpenAI's weights need {model}-quickgelu")
-        return False
 
 
 def _check_all_weights_loaded(name: str, loading_info: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import model_folder
 from lotlip_data.manifests.checkpoints.fetched import fetched_folder
 from lotlip_data.manifests.checkpoints.model_folder import (
+    CLIP_FORMAT,
     CONFIG,
     FORMAT,
     POOLED_FORMAT,
@@ -38,14 +38,27 @@ from lotlip_data.manifests.checkpoints.model_folder import (
     ModelConfig,
 )
 from lotlip_data.manifests.checkpoints.resolve import resolve
+from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import batched
 from lotlip_data.manifests.run_layout import TRAINED_MODEL, TRAINING_DONE, Run
 from lotlip_data.training.config import ConfigError, TrainConfig
 from lotlip_data.training.data.image_transforms import ImageTransform, load_transform
-from lotlip_data.training.data.tokenizer import EncodedTexts, TextTokenizer, load_tokenizer
+from lotlip_data.training.data.tokenizer import (
+    BertTextTokenizer,
+    ClipTextTokenizer,
+    EncodedTexts,
+    TextForm,
+    TextTokenizer,
+    load_tokenizer,
+)
 from lotlip_data.training.models import towers
-from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder
-from lotlip_data.training.models.towers import TextSettings, TextTower, TwoTowers
+from lotlip_data.training.models.clip_checkpoints import load_clip
+from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder, stretch_text_encoder
+from lotlip_data.training.models.text_families import TextFamily, family_of
+from lotlip_data.training.models.towers import ImageTower, TextSettings, TextTower, TwoTowers
+
+CLIP_PREFIXES = ("clip:", "open_clip:")
+"""Prefixes of the names of whole CLIPs, in transformers' layout and of open_clip, where towers have names too."""
 
 _TRAINING_FILES = (TRAINING_DONE, "metrics.jsonl")
 """Files that a training's folder has and a model's folder does not have."""
@@ -81,7 +94,7 @@ class LoTLIP:
         return self.towers.image(pixels_NCHW.to(self.device)).float().cpu()
 
     def embed_texts(self, texts: Sequence[str], batch: int = 64) -> Tensor:
-        """[CLS] features of texts, float32 [N, D] with unit rows.
+        """Features of texts, float32 [N, D] with unit rows.
 
         Texts are truncated at the context length; `tokenizer.encode` reports which ones.
         """
@@ -118,12 +131,17 @@ class LoTLIP:
     def config(self) -> dict[str, Any]:
         """The content of config.json without the digests of the files."""
         return {
-            "format": FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT,
+            "format": self._format(),
             "context_length": self.tokenizer.context_length,
             "text_form": self.tokenizer.form,
             "towers": towers.describe(self.towers),
-            "transform": dataclasses.asdict(self.transform),
+            "transform": self.transform.settings(),
         }
+
+    def _format(self) -> int:
+        if self.towers.image.proj is not None or type(self.towers.text.family) is not TextFamily:
+            return CLIP_FORMAT
+        return FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT
 
     @classmethod
     def load(cls, url: str) -> "LoTLIP":
@@ -159,7 +177,7 @@ def _read_config(url: str) -> ModelConfig:
         reject_training_folder(url)
         raise CheckpointError(
             f"{url}: not a model of this project, or from an incompatible release (this release reads "
-            f"formats {FORMAT} and {POOLED_FORMAT})"
+            f"formats {FORMAT} to {CLIP_FORMAT})"
         )
     return config
 
@@ -178,13 +196,7 @@ def _build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
     description, transform = config["towers"], config["transform"]
     try:
         model = towers.build(description)
-        text_tokenizer = TextTokenizer(
-            tokenizer,
-            vocab_size=model.text.vocab_size,
-            context_length=config["context_length"],
-            corner_tokens=model.text.settings.corner_tokens,
-            form=config["text_form"],
-        )
+        text_tokenizer = make_tokenizer(tokenizer, model.text, config["context_length"], config["text_form"])
         return LoTLIP(model, text_tokenizer, ImageTransform(**transform))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -225,27 +237,110 @@ def _local_copy(url: str) -> Iterator[str]:
 def load_model(config: TrainConfig) -> LoTLIP:
     """The model of a configuration before its first step.
 
-    Corner tokens and projection have fresh weights; the towers are pre-trained or fresh, as the configuration says.
+    Corner tokens have fresh weights. The towers are pre-trained or fresh, as the configuration says, and the projection
+    is fresh, unless the training starts from a whole CLIP.
 
     Raises:
-        UserError: A tower cannot be loaded.
-        ConfigError: The context length exceeds the text tower's positions.
+        UserError: A tower cannot be loaded, or its tokenizer is another one's.
+        ConfigError: The settings do not fit the text tower, such as a context length beyond its positions.
     """
-    image_tower, text_tower = (
-        str(fetched_folder(tower) or tower) for tower in map(resolve, (config.image_tower, config.text_tower))
-    )
-    image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
+    try:
+        return _make_model(config)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _make_model(config: TrainConfig) -> LoTLIP:
     settings = TextSettings(config.corner_tokens, config.corner_mask)
-    text = TextTower(load_text_encoder(text_tower, pretrained=config.pretrained_text), image.dim, settings)
-    if config.context_length > text.max_length:
-        raise ConfigError(
-            f"context_length: {config.text_tower} has {text.max_length} positions; use at most {text.max_length}"
+    if config.start_from:
+        clip = load_clip(_local_name(config.start_from), image_size=config.image_size)
+        text = TextTower(_stretched(clip.text_encoder, config), clip.image.dim, settings)
+        text.proj.load_state_dict(dict(clip.text_projection))
+        towers = TwoTowers(clip.image, text, clip.log_scale)
+        tokenizer, transform = clip.tokenizer, clip.transform
+    else:
+        image_tower, text_tower = _local_name(config.image_tower), _local_name(config.text_tower)
+        image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
+        encoder = load_text_encoder(text_tower, pretrained=config.pretrained_text)
+        towers = TwoTowers(image, TextTower(_stretched(encoder, config), image.dim, settings))
+        tokenizer = load_tokenizer(text_tower)
+        transform = load_transform(image_tower, image.vit.config.image_size)
+    return LoTLIP(towers, make_tokenizer(tokenizer, towers.text, config.context_length, config.text_form), transform)
+
+
+def load_image_side(name: str, image_size: int | None = None) -> tuple[ImageTower, ImageTransform]:
+    """An image tower by its name, and the transform that makes its inputs.
+
+    Args:
+        name: A hub id or folder of an image tower; `clip:NAME` or `open_clip:NAME` for that of a whole CLIP, with its
+            projection.
+        image_size: Side of the images in pixels. Default: the tower's own.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    if name.startswith(CLIP_PREFIXES):
+        clip = load_clip(_local_name(name.removeprefix("clip:")), image_size=image_size)
+        return clip.image, clip.transform
+    tower = load_image_tower(_local_name(name), image_size=image_size)
+    return tower, load_transform(_local_name(name), tower.vit.config.image_size)
+
+
+def make_tokenizer(tokenizer: Any, text: TextTower, context_length: int, form: TextForm) -> TextTokenizer:
+    """The tokenizer of a text tower.
+
+    Args:
+        tokenizer: That of transformers.
+        text: The tower.
+        context_length: Largest number of tokens of a text.
+        form: How a text of a BERT-like tower is split into sub-captions.
+
+    Raises:
+        ValueError: The tokenizer is not the tower's, or the context leaves no room for text.
+    """
+    family, vocab_size, corners = text.family, text.vocab_size, text.settings.corner_tokens
+    if not family.summary_is_last:
+        return BertTextTokenizer(
+            tokenizer, vocab_size=vocab_size, context_length=context_length, corner_tokens=corners, form=form
         )
-    tokenizer = TextTokenizer(
-        load_tokenizer(text_tower),
-        vocab_size=text.vocab_size,
-        context_length=config.context_length,
-        corner_tokens=config.corner_tokens,
-        form=config.text_form,
+    end = family.end_id(text.encoder.config)
+    if end is not None and tokenizer.eos_token_id != end:
+        raise ValueError(
+            f"tokenizer: ends texts with token {tokenizer.eos_token_id}, but the text tower reads token {end}; use the "
+            "tokenizer of the same model"
+        )
+    return ClipTextTokenizer(
+        tokenizer,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        corner_tokens=corners,
+        form=form,
+        is_padded=family.is_padded,
     )
-    return LoTLIP(TwoTowers(image, text), tokenizer, load_transform(image_tower, image.vit.config.image_size))
+
+
+def _local_name(name: str) -> str:
+    """The folder of a model that is on this machine, else the name itself."""
+    model = resolve(name)
+    return str(fetched_folder(model) or model)
+
+
+def _stretched(encoder: Any, config: TrainConfig) -> Any:
+    """The text encoder, with as many positions as the context length if `stretch` is set.
+
+    Raises ConfigError if the context length exceeds the positions without it, or does not with it.
+    """
+    positions, _ = family_of(encoder.config.model_type).positions(encoder)
+    name = config.start_from or config.text_tower
+    if config.context_length <= positions:
+        if config.stretch:
+            raise ConfigError(
+                f"stretch: {name} has {positions} positions, which are enough for a context_length of "
+                f"{config.context_length}; remove stretch, or raise context_length"
+            )
+        return encoder
+    if not config.stretch:
+        raise ConfigError(f"context_length: {name} has {positions} positions; use at most {positions}, or set stretch")
+    return stretch_text_encoder(encoder, config.context_length, config.stretch)

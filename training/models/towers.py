@@ -1,10 +1,10 @@
-"""The image tower and the text tower: an image encoder and a BERT-like encoder of transformers.
+"""The image tower and the text tower: an image encoder and a text encoder of transformers.
 
 Shapes, also as suffixes of names:
     N  images or texts
     R  rows of tokens (one text per row, or several: see packing.py)
     L  tokens per row
-    K  features per text: 1 + m, [CLS] and m corner tokens
+    K  features per text: 1 + m, of the summary token ([CLS]) and of m corner tokens
     E  hidden size of the text encoder
     D  width of a feature: that of the image tower's
 """
@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lotlip_data.training.models.corner_attention import PADDING, attention_mask
+from lotlip_data.training.models.corner_attention import attention_mask
 from lotlip_data.training.models.pooling import Pooling, check_pooling, pool, unmasked_inputs
+from lotlip_data.training.models.row_layout import RowLayout, TextPlacement
+from lotlip_data.training.models.text_families import family_of
 
 PACKING_TOLERANCE = 1e-4
 """Largest difference of float32 features, relative to the largest feature, that a sum in another order explains."""
@@ -43,26 +45,30 @@ class TextSettings:
 
 
 class TextTower(nn.Module):
-    """Encoder, pooler (dense + tanh) and projection without bias.
+    """Encoder, pooler and projection. The family of the encoder says which token summarises a text.
 
-    [CLS] and the corner tokens share pooler and projection (authors' code). The corner tokens are m extra rows of the
-    encoder's word embeddings, each drawn from N(0, 0.02) on its own.
+    The summary token ([CLS], or the last token of CLIP and SigLIP) and the corner tokens behind it share pooler and
+    projection (authors' code). The corner tokens are m extra rows of the encoder's word embeddings, each drawn from
+    N(0, 0.02) on its own. A BERT-like encoder has a pooler (dense + tanh) and a projection without bias.
     """
 
     def __init__(self, encoder: Any, dim: int, settings: TextSettings = TextSettings()) -> None:
         super().__init__()
         config = encoder.config
-        if getattr(encoder, "pooler", None) is None:
-            raise ValueError(f"text tower: {type(encoder).__name__} has no pooler; use a BERT-like encoder with one")
+        self.family = family_of(config.model_type)
+        if self.family.is_causal and settings.corner_tokens and not settings.mask:
+            raise ValueError(
+                "text tower: register tokens stand behind the text, where no token of a causal encoder sees them; use "
+                "corner tokens, or none"
+            )
         self.settings = settings
         self.encoder = encoder
-        self.pad_id = int(config.pad_token_id)
+        self.pooler = self.family.make_pooler(encoder)
         self.vocab_size = int(config.vocab_size)
-        # RoBERTa's table has rows for padding, up to and including the padding token's id. Texts cannot use them.
-        positions = encoder.embeddings.position_embeddings
-        self._first_position = 0 if positions.padding_idx is None else positions.padding_idx + 1
-        self.max_length = int(positions.num_embeddings - self._first_position)
-        self.proj = nn.Linear(config.hidden_size, dim, bias=False)
+        self.pad_id = int(config.pad_token_id or 0)
+        self.max_length, self._first_position = self.family.positions(encoder)
+        self.placement = TextPlacement(settings.corner_tokens, self.family.summary_is_last)
+        self.proj = nn.Linear(config.hidden_size, dim, bias=self.family.projection_has_bias)
         nn.init.normal_(self.proj.weight, std=1 / math.sqrt(config.hidden_size))
         if settings.corner_tokens:
             self._add_corner_embeddings(settings.corner_tokens)
@@ -76,52 +82,54 @@ class TextTower(nn.Module):
             nn.init.normal_(new.weight[old.num_embeddings :], std=0.02)
         self.encoder.set_input_embeddings(new)
 
-    def forward(
-        self,
-        ids: Tensor,
-        embeddings: Tensor | None = None,
-        text: Tensor | None = None,
-        position: Tensor | None = None,
-        cls_index: Tensor | None = None,
-    ) -> Tensor:
-        """Features of texts. Without the last three arguments each row is one text; with them a row may hold several.
+    def forward(self, ids: Tensor, embeddings: Tensor | None = None, layout: RowLayout | None = None) -> Tensor:
+        """Features of texts.
 
         Args:
             ids: [R, L] token ids.
             embeddings: [R, L, E] word embeddings of the ids, if they have been looked up already.
-            text: [R, L] index of the text that a token belongs to, or PADDING.
-            position: [R, L] position of a token in its text.
-            cls_index: [N] index of each text's [CLS] in the R·L tokens, in the order of the features.
+            layout: Where the texts stand in the rows. None: each row is one text, which padding may follow.
 
         Returns:
-            [N, K, D] features, not normalized; feature 0 of a text is its [CLS] feature.
+            [N, K, D] features, not normalized; feature 0 of a text is that of its summary token.
         """
         corners = self.settings.corner_tokens
-        inputs = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
-        if text is None or position is None or cls_index is None:
-            text = torch.where(ids == self.pad_id, PADDING, 0)
-            position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            cls_index = torch.arange(len(ids), device=ids.device) * ids.shape[1]
-        else:
-            inputs["position_ids"] = position + self._first_position
+        layout = layout or self.placement.padded(*self._find_texts(ids))
         mask = attention_mask(
-            text,
-            position,
+            layout.text,
+            layout.rank,
             corners if self.settings.mask else 0,
+            causal=self.family.is_causal,
             eager=self.encoder.config._attn_implementation == "eager",
             dtype=self.proj.weight.dtype,
         )
-        hidden_RLE = self.encoder(**inputs, attention_mask=mask).last_hidden_state
-        summary_NKE = hidden_RLE.flatten(0, 1)[cls_index[:, None] + torch.arange(corners + 1, device=ids.device)]
-        # The pooler reads the first token of its input, so it gets one token at a time.
+        inputs = {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings}
+        hidden_RLE = self.family.hidden_states(self.encoder, inputs, layout.position + self._first_position, mask)
+        summary = layout.summary[:, None] + torch.arange(corners + 1, device=ids.device)
+        summary_NKE = hidden_RLE.flatten(0, 1)[summary]
+        # A pooler reads the first token of its input, so it gets one token at a time.
         pooled = self._pool(summary_NKE.flatten(0, 1)[:, None])
-        features_NKD: Tensor = self.proj(pooled).view(len(cls_index), corners + 1, -1)
+        features_NKD: Tensor = self.proj(pooled).view(len(layout.summary), corners + 1, -1)
         return features_NKD
 
     def _pool(self, hidden: Tensor) -> Tensor:
-        pooled: Tensor = self.encoder.pooler(hidden)
-        activation = getattr(self.encoder, "pooler_activation", None)  # ALBERT's pooler is the dense layer alone
-        return pooled if activation is None else activation(pooled)
+        if self.pooler is None:
+            return self.family.pool(self.encoder, hidden)
+        pooled: Tensor = self.pooler(hidden[:, 0])
+        return pooled
+
+    def _find_texts(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the tokens [R, L] belong to the text of their row (bool), and where its summary token is ([R])."""
+        rows, length = ids.shape
+        corners = self.settings.corner_tokens
+        if not self.family.summary_is_last:
+            return ids != self.pad_id, ids.new_zeros(rows)
+        if self.family.is_padded:
+            return torch.ones_like(ids, dtype=torch.bool), ids.new_full((rows,), length - 1 - corners)
+        end = self.family.end_id(self.encoder.config)
+        assert end is not None  # the summary token of such a family ends the text
+        summary = ids.eq(end).int().argmax(dim=1)  # the first one: the padding may be the same token
+        return torch.arange(length, device=ids.device) <= (summary + corners)[:, None], summary
 
     @cached_property
     def supports_packing(self) -> bool:
@@ -131,38 +139,47 @@ class TextTower(nn.Module):
         MobileBERT does, would mix the texts.
         """
         device = self.proj.weight.device
-        lengths = tuple(min(self.settings.corner_tokens + length, self.max_length) for length in (6, 4))
+        lengths = [min(self.settings.corner_tokens + length, self.max_length) for length in (6, 4)]
         usable = [token for token in range(min(self.vocab_size, 64)) if token != self.pad_id]
         ids = torch.tensor([usable[index % len(usable)] for index in range(sum(lengths))], device=device)
-        text = torch.cat([torch.full((length,), index) for index, length in enumerate(lengths)]).to(device)
-        position = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        cls_index = torch.tensor([0, lengths[0]], device=device)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
+
+        def features(row: Tensor, row_lengths: list[int]) -> Tensor:
+            layout = self.placement.rows([row_lengths], len(row)).to(device)
+            return self.forward(row[None], None, layout)
+
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            alone = torch.cat([self.forward(text_ids[None]) for text_ids in ids.split(lengths)])
-            packed = self.forward(ids[None], None, text[None], position[None], cls_index)
+            alone = torch.cat(
+                [features(*text) for text in zip(ids.split(lengths), ([n] for n in lengths), strict=True)]
+            )
+            packed = features(ids, lengths)
         for module, training in modes:
             module.training = training
         return bool((alone - packed).abs().max() <= PACKING_TOLERANCE * alone.abs().max())
 
 
 class ImageTower(nn.Module):
-    """A ViT or another image encoder. Its feature is pooled as the encoder was trained, without a projection.
+    """A ViT or another image encoder. Its feature is pooled as the encoder was trained.
 
-    For a ViT that is the class token after the final norm (authors' code).
+    For a ViT that is the class token after the final norm, without a projection (authors' code). The image encoder of a
+    CLIP has the projection that it was trained with, if the training starts from the whole CLIP.
     """
 
-    def __init__(self, vit: Any, pooling: Pooling = "class_token") -> None:
+    def __init__(self, vit: Any, pooling: Pooling = "class_token", projection: int | None = None) -> None:
+        """`projection` is D, the width of the projected feature. Default: no projection."""
         super().__init__()
         self.vit = vit
         self.pooling = pooling
         config = vit.config
-        self.dim: int = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
+        width: int = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
+        self.dim = projection or width
+        self.proj = nn.Linear(width, projection, bias=False) if projection else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features [N, D], not normalized, of pixels [N, 3, height, width]."""
-        return pool(self.vit(pixel_values=pixels, **unmasked_inputs(self.vit.config, pixels)), self.pooling)
+        feature = pool(self.vit(pixel_values=pixels, **unmasked_inputs(self.vit.config, pixels)), self.pooling)
+        return feature if self.proj is None else self.proj(feature)
 
 
 class TwoTowers(nn.Module):
@@ -171,11 +188,12 @@ class TwoTowers(nn.Module):
     MAX_SCALE = 100.0
     INITIAL_SCALE = 1 / 0.07
 
-    def __init__(self, image: ImageTower, text: TextTower) -> None:
+    def __init__(self, image: ImageTower, text: TextTower, log_scale: float | None = None) -> None:
+        """`log_scale` is the logarithm of 1/τ. Default: that of 1/0.07, the authors' initial value."""
         super().__init__()
         self.image = image
         self.text = text
-        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE) if log_scale is None else log_scale))
         self._locked: list[nn.Module] = []
 
     @property
@@ -210,17 +228,18 @@ def build(description: Mapping[str, Any]) -> TwoTowers:
     from transformers import AutoConfig
 
     pooling = check_pooling(description.get("pooling", "class_token"))
-    image = ImageTower(make_vit(AutoConfig.for_model(**description["image"]), pooling), pooling)
+    vit = make_vit(AutoConfig.for_model(**description["image"]), pooling)
+    image = ImageTower(vit, pooling, description.get("projection"))
     settings = TextSettings(description["corner_tokens"], description["mask"])
     text = TextTower(make_encoder(AutoConfig.for_model(**description["text"])), image.dim, settings)
     return TwoTowers(image, text)
 
 
 def describe(towers: TwoTowers) -> dict[str, Any]:
-    """Both configurations, the text settings and the pooling of the image tower, as JSON holds them."""
-    return describe_parts(
-        towers.image.vit.config, towers.text.encoder.config, towers.text.settings, towers.image.pooling
-    )
+    """Both configurations, the text settings, the pooling and the projection of the image tower, as JSON holds them."""
+    image, text = towers.image, towers.text
+    description = describe_parts(image.vit.config, text.encoder.config, text.settings, image.pooling)
+    return description if image.proj is None else description | {"projection": image.dim}
 
 
 def describe_parts(
@@ -239,10 +258,8 @@ def make_vit(config: Any, pooling: Pooling = "class_token") -> Any:
 
 
 def make_encoder(config: Any) -> Any:
-    """The BERT-like encoder of a configuration of transformers, with fresh weights."""
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config, attn_implementation="sdpa")
+    """The text encoder of a configuration of transformers, with fresh weights."""
+    return family_of(config.model_type).build(config)
 
 
 def pooler_argument(config: Any, pooling: Pooling) -> dict[str, bool]:

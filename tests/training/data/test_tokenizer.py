@@ -3,7 +3,7 @@
 import pytest
 
 from lotlip_data.manifests.subcaptions import join, split
-from lotlip_data.training.data.tokenizer import TextTokenizer, clean_text
+from lotlip_data.training.data.tokenizer import BertTextTokenizer, clean_text
 from tests.training.models import reference
 
 CLS, SEP = 101, 102
@@ -52,12 +52,12 @@ def test_a_context_without_room_for_text_is_rejected():
 
 def test_a_tokenizer_without_cls_is_rejected():
     with pytest.raises(ValueError, match="no cls_token"):
-        TextTokenizer(object(), vocab_size=10, context_length=8, corner_tokens=0)
+        BertTextTokenizer(object(), vocab_size=10, context_length=8, corner_tokens=0)
 
 
 def test_a_token_without_a_word_embedding_is_rejected_before_it_is_taken_for_a_corner_token():
     tokenizer = reference.tokenizer(0).tokenizer
     size = len(tokenizer)
-    TextTokenizer(tokenizer, vocab_size=size, context_length=8, corner_tokens=2)
+    BertTextTokenizer(tokenizer, vocab_size=size, context_length=8, corner_tokens=2)
     with pytest.raises(ValueError, match=f"number {size - 1}, but the model has word embeddings for {size - 1} tokens"):
-        TextTokenizer(tokenizer, vocab_size=size - 1, context_length=8, corner_tokens=2)
+        BertTextTokenizer(tokenizer, vocab_size=size - 1, context_length=8, corner_tokens=2)

@@ -15,8 +15,9 @@ from lotlip_data.manifests.digests import JSON_KEY
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import make_config
-from lotlip_data.training.evaluation.models import _needs_quick_gelu, load_embedder
+from lotlip_data.training.evaluation.models import load_embedder
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
+from lotlip_data.training.models.open_clip_models import _needs_quick_gelu
 from tests.training.evaluation.tiny_clips import CONTEXT, write_clip, write_open_clip
 from tests.training.run_fixture import write_towers
 

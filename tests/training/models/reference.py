@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from lotlip_data.training.data.tokenizer import TextTokenizer
+from lotlip_data.training.data.tokenizer import BertTextTokenizer
 from lotlip_data.training.models.towers import TextSettings, TextTower
 from tests.support.paths import GOLDENS
 
@@ -19,9 +19,9 @@ META = json.loads((FOLDER / "meta.json").read_text())
 EXPECTED = dict(np.load(FOLDER / "expected.npz"))
 
 
-def tokenizer(corner_tokens: int, **options: Any) -> TextTokenizer:
+def tokenizer(corner_tokens: int, **options: Any) -> BertTextTokenizer:
     settings = {"vocab_size": META["vocab_size"], "context_length": META["context_length"], **options}
-    return TextTokenizer(BertTokenizerFast(str(VOCABULARY)), corner_tokens=corner_tokens, **settings)
+    return BertTextTokenizer(BertTokenizerFast(str(VOCABULARY)), corner_tokens=corner_tokens, **settings)
 
 
 def text_tower(corner_tokens: int, attention: str) -> TextTower:

@@ -11,8 +11,16 @@ from timm.models.vision_transformer import VisionTransformer
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.training.models import timm_vit
-from lotlip_data.training.models.pretrained import image_config, load_image_tower, load_text_encoder, resize_positions
+from lotlip_data.training.models.positions import resize_positions
+from lotlip_data.training.models.pretrained import (
+    image_config,
+    load_image_tower,
+    load_text_encoder,
+    stretch_text_encoder,
+)
 from lotlip_data.training.models.towers import TextSettings, TextTower
+from lotlip_data.training.packing import embed_packed, pack_texts
+from tests.training.models.tiny_models import write_clip, write_siglip
 
 TOLERANCE = 1e-5
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
@@ -172,3 +180,69 @@ def test_an_empty_folder_is_rejected(tmp_path):
     for load in (load_image_tower, load_text_encoder):
         with pytest.raises(UserError, match="cannot load a model from there"):
             load(str(tmp_path))
+
+
+def modern_bert(folder, window=8):
+    """A ModernBERT whose second layer sees a window of `window` tokens."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = transformers.ModernBertConfig(
+        **sizes, vocab_size=70, pad_token_id=0, local_attention=window, global_attn_every_n_layers=2
+    )
+    torch.manual_seed(0)
+    model = transformers.ModernBertModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_modernbert_sees_its_windows_and_gets_a_fresh_pooler(tmp_path):
+    model = modern_bert(tmp_path)
+    tower = TextTower(load_text_encoder(str(tmp_path)), 16, TextSettings(0)).eval()
+    ids = torch.randint(1, 70, (3, 40), generator=torch.Generator().manual_seed(1))
+    ids[1, 25:] = 0
+    expected = model(ids, attention_mask=(ids != 0).long()).last_hidden_state[:, 0]
+    actual = tower(ids)[:, 0]
+    assert (actual - tower.proj(tower.pooler(expected))).abs().max() <= TOLERANCE
+    assert tower.max_length == model.config.max_position_embeddings
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("corners", [0, 2])
+def test_modernbert_has_the_same_features_in_packed_rows(tmp_path, corners):
+    modern_bert(tmp_path)
+    tower = TextTower(load_text_encoder(str(tmp_path)), 16, TextSettings(corners)).eval()
+    generator = torch.Generator().manual_seed(1)
+    texts = [
+        [1, *range(70, 70 + corners), *torch.randint(3, 70, (length,), generator=generator).tolist()]
+        for length in (30, 5, 17, 9)
+    ]
+    padded = torch.tensor([[*ids, *[0] * (40 - len(ids))] for ids in texts])
+    packed = embed_packed(tower, pack_texts(tower, texts)).features
+    assert tower.supports_packing and (packed - tower(padded)).abs().max() <= TOLERANCE
+
+
+def test_the_positions_of_modernbert_cannot_be_stretched(tmp_path):
+    modern_bert(tmp_path)
+    with pytest.raises(UserError, match="ModernBertModel has no table of positions to stretch"):
+        stretch_text_encoder(load_text_encoder(str(tmp_path)), 9000, "linear")
+
+
+def test_the_positions_of_roberta_are_stretched_behind_its_padding(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = transformers.RobertaModel(transformers.RobertaConfig(**sizes, vocab_size=40, max_position_embeddings=27))
+    longer = stretch_text_encoder(encoder, 45, "longclip")
+    old, new = (model.embeddings.position_embeddings.weight for model in (encoder, longer))
+    assert torch.equal(old[:22], new[:22])  # two rows for padding, then the 20 positions that are kept
+    assert TextTower(longer, 8, TextSettings(0)).max_length == 45
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_text_half_of_a_clip_is_a_text_tower_of_its_own(tmp_path, kind):
+    source = {"clip": write_clip, "siglip": write_siglip}[kind](tmp_path)
+    encoder = load_text_encoder(str(tmp_path))
+    names = [name for name in encoder.state_dict() if not name.startswith("head.")]
+    theirs = source.text_model.state_dict()
+    assert all(torch.equal(encoder.state_dict()[name], theirs[name]) for name in names)
+    assert TextTower(encoder, 48, TextSettings(2))(torch.full((1, 9), 7)).shape == (1, 3, 48)

@@ -1,0 +1,256 @@
+"""A training that starts from a CLIP or SigLIP has its features, in transformers' and open_clip's layouts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
+from lotlip_data.training.config import ConfigError, make_config
+from lotlip_data.training.models import open_clip_names
+from lotlip_data.training.models.lotlip import LoTLIP, load_model
+from lotlip_data.training.models.positions import KEPT_POSITIONS
+from lotlip_data.training.packing import embed_packed, pack_texts
+from tests.training.models.tiny_models import POSITIONS, WIDTH, randomize, write_clip, write_siglip
+
+TOLERANCE = 1e-5
+IMAGES = [render(sample_scene(seed)).crop((0, 0, 64, 64)) for seed in SPLITS["evaluation"][:3]]
+WIDE_IMAGES = [render(sample_scene(seed)).crop((0, 0, 64, 32)) for seed in SPLITS["evaluation"][:3]]
+TEXTS = ["a cat, 2 dogs.", "one", "the text is longer than twenty four letters", "<|endoftext|> x"]
+WRITERS = {"clip": write_clip, "siglip": write_siglip}
+
+
+def start(folder: Path | str, **settings: Any) -> LoTLIP:
+    settings = {"corner_tokens": 0, "context_length": POSITIONS, "long_texts": 1, **settings}
+    model = load_model(
+        make_config("lotlip" if settings["corner_tokens"] else "lit_long", start_from=str(folder), **settings)
+    )
+    model.towers.eval()
+    return model
+
+
+@torch.no_grad()
+def expected(model: Any, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    text = model.get_text_features(input_ids=ids).pooler_output
+    return F.normalize(text, dim=-1), F.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+
+
+@pytest.fixture(params=sorted(WRITERS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any, str]:
+    return tmp_path / "model", WRITERS[request.param](tmp_path / "model"), request.param
+
+
+def test_features_are_the_checkpoints(checkpoint: tuple[Path, Any, str]) -> None:
+    from transformers import AutoImageProcessor
+
+    folder, source, _ = checkpoint
+    model = start(folder)
+    ids, pixels = model.tokenizer(TEXTS), model.transform(IMAGES)
+    text, image = expected(source, ids, pixels)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    theirs = processor(WIDE_IMAGES, return_tensors="pt")["pixel_values"]
+    assert (model.transform(WIDE_IMAGES) - theirs).abs().max() <= TOLERANCE
+    assert (model.embed_texts(TEXTS) - text).abs().max() <= TOLERANCE
+    assert (model.embed_images(IMAGES) - image).abs().max() <= TOLERANCE
+    assert model.towers.log_scale.item() == pytest.approx(3.0)
+
+
+def test_token_ids_are_those_of_the_checkpoints_tokenizer(checkpoint: tuple[Path, Any, str]) -> None:
+    from transformers import AutoTokenizer
+
+    folder, _, _ = checkpoint
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(TEXTS[:3], padding="max_length", truncation=True, max_length=POSITIONS, return_tensors="pt")
+    encoded = start(folder).tokenizer
+    assert torch.equal(encoded(TEXTS[:3]), ids["input_ids"])
+    assert encoded.encode(TEXTS[:3]).lengths == [len(tokenizer(text)["input_ids"]) for text in TEXTS[:3]]
+    assert encoded.encode(TEXTS[:3]).truncated == [False, False, True]
+
+
+def test_what_looks_like_the_end_of_a_text_is_text(tmp_path: Path) -> None:
+    write_clip(tmp_path / "model")
+    tokenizer = start(tmp_path / "model").tokenizer
+    (ids,) = tokenizer.encode(["a <|endoftext|> b"]).ids
+    assert ids.index(tokenizer.tokenizer.eos_token_id) == len(ids) - 1
+
+
+@pytest.mark.parametrize("corners", [0, 1, 3])
+def test_packed_texts_have_the_features_of_padded_ones(checkpoint: tuple[Path, Any, str], corners: int) -> None:
+    model = start(checkpoint[0], corner_tokens=corners)
+    encoded = model.tokenizer.encode([*TEXTS, "a b", "short"])
+    with torch.no_grad():
+        padded = model.towers.text(model.tokenizer.pad(encoded.ids))
+        packed = embed_packed(model.towers.text, pack_texts(model.towers.text, encoded.ids))
+    assert model.towers.text.supports_packing
+    assert packed.features.shape == (6, 1 + corners, model.towers.image.dim)
+    assert (packed.features - padded).abs().max() <= TOLERANCE * padded.abs().max()
+
+
+def test_corner_tokens_leave_the_checkpoints_features_alone_and_differ_from_them(
+    checkpoint: tuple[Path, Any, str],
+) -> None:
+    without, model = start(checkpoint[0]), start(checkpoint[0], corner_tokens=2)
+    assert (without.embed_texts(TEXTS) - model.embed_texts(TEXTS)).abs().max() <= TOLERANCE
+    with torch.no_grad():
+        features = F.normalize(model.towers.text(model.tokenizer.pad(model.tokenizer.encode(TEXTS).ids)), dim=-1)
+    distances = torch.cdist(features, features)[:, ~torch.eye(3, dtype=torch.bool)]
+    assert distances.min() > 0.01
+
+
+def test_no_summary_sees_a_corner_token_and_each_corner_sees_the_text(checkpoint: tuple[Path, Any, str]) -> None:
+    model = start(checkpoint[0], corner_tokens=2)
+    text = model.towers.text
+    ids = model.tokenizer.pad(model.tokenizer.encode(["a cat"]).ids)
+    words = text.encoder.get_input_embeddings().weight
+    for index in range(3):
+        words.grad = None
+        text(ids)[0, index].sum().backward()
+        touched = words.grad.abs().sum(dim=1) > 0
+        corners = touched[text.vocab_size :]
+        assert corners.tolist() == [index == 1, index == 2]
+        letter = model.tokenizer.tokenizer.convert_tokens_to_ids("c")
+        assert touched[letter]
+
+
+def test_a_saved_model_has_the_same_features(checkpoint: tuple[Path, Any, str], tmp_path: Path) -> None:
+    model = start(checkpoint[0], corner_tokens=2)
+    model.save(str(tmp_path / "saved"))
+    again = LoTLIP.load(str(tmp_path / "saved"))
+    assert torch.equal(again.embed_texts(TEXTS), model.embed_texts(TEXTS))
+    assert torch.equal(again.embed_images(IMAGES), model.embed_images(IMAGES))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["format"] == 3
+
+
+def longclip_by_its_published_loop(table: Tensor) -> Tensor:
+    """Long-CLIP's stretch of P positions to 20 + 4 · (P - 20), row by row (its repository, model/longclip.py)."""
+    kept, rows = KEPT_POSITIONS, list(table[:KEPT_POSITIONS])
+    last_step = table[-1] - table[-2]
+    for index in range(kept, len(table)):
+        step = table[index + 1] - table[index] if index + 1 < len(table) else last_step
+        rows += [table[index] + quarter * step / 4 for quarter in range(4)]
+    return torch.stack(rows)
+
+
+def test_long_clips_stretch_keeps_the_features_of_texts_of_up_to_20_tokens(tmp_path: Path) -> None:
+    write_clip(tmp_path / "model")
+    short = ["a b c d e f", "one two", "q" * 18]  # q: 18 letters, a first and a last token
+    length = KEPT_POSITIONS + 4 * (POSITIONS - KEPT_POSITIONS)
+    plain, stretched = start(tmp_path / "model"), start(tmp_path / "model", context_length=length, stretch="longclip")
+    assert max(plain.tokenizer.encode(short).lengths) == KEPT_POSITIONS
+    assert (plain.embed_texts(short) - stretched.embed_texts(short)).abs().max() <= TOLERANCE
+    name = "embeddings.position_embedding.weight"
+    table = plain.towers.text.encoder.state_dict()[name]
+    longer = stretched.towers.text.encoder.state_dict()[name]
+    assert (longer - longclip_by_its_published_loop(table)).abs().max() <= 1e-6
+    assert stretched.tokenizer.encode(TEXTS[2:3]).truncated == [True]
+    assert stretched.towers.text.max_length == length
+
+
+def test_linear_stretch_keeps_the_first_and_the_last_position(checkpoint: tuple[Path, Any, str]) -> None:
+    plain, stretched = start(checkpoint[0]), start(checkpoint[0], context_length=70, stretch="linear")
+    name = "embeddings.position_embedding.weight"
+    old, new = (model.towers.text.encoder.state_dict()[name] for model in (plain, stretched))
+    assert torch.equal(new[[0, -1]], old[[0, -1]])
+    assert (new[::3] - old).abs().max() <= 1e-6  # 70 positions: two new ones between each pair of the 24
+    assert stretched.embed_texts(TEXTS).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"context_length": 30}, "has 24 positions; use at most 24, or set stretch"),
+        ({"stretch": "longclip"}, "which are enough for a context_length of 24"),
+        ({"image_tower": "tiny-vit"}, "start_from: gives both towers"),
+        ({"pretrained_text": False}, "start_from: gives both towers their weights"),
+        ({"corner_tokens": 2, "corner_mask": False, "corner_loss": False}, "register tokens stand behind the text"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(tmp_path: Path, settings: dict, message: str) -> None:
+    write_clip(tmp_path / "model")
+    with pytest.raises((ConfigError, UserError), match=message):
+        start(tmp_path / "model", **settings)
+
+
+def test_a_presets_towers_give_way(tmp_path: Path) -> None:
+    config = make_config("lotlip", "demo", start_from="some/clip")
+    assert config.start_from == "some/clip" and config.image_side == "clip:some/clip"
+
+
+def test_a_model_of_another_kind_is_refused_by_its_kind(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=1)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is of model_type 'bert', and only clip and siglip are known"):
+        start(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path, eos_token_id=5)
+    with pytest.raises(UserError, match=r"ends texts with token .*, but the text tower reads token 5"):
+        start(tmp_path)
+
+
+def test_at_another_image_size_the_positions_are_resized(checkpoint: tuple[Path, Any, str]) -> None:
+    model = start(checkpoint[0], image_size=64)
+    assert model.transform.size == 64
+    assert model.embed_images(IMAGES).shape == (3, model.towers.image.dim)
+
+
+def write_open_clip(folder: Path, **vision: Any) -> str:
+    """A model folder of open_clip with the given settings of the image tower. Returns its name."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    sizes = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
+    config = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {**sizes, **vision},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+        "quick_gelu": True,
+    }
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = randomize(open_clip.CLIP(**{**config, "vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"]}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
+    return f"open_clip:local-dir:{folder}"
+
+
+def test_a_model_of_open_clip_has_its_features_and_token_ids(tmp_path: Path) -> None:
+    from lotlip_data.training.evaluation.models import load_embedder
+
+    name = write_open_clip(tmp_path / "model")
+    theirs, ours = load_embedder(name), start(name, context_length=77)
+    texts = ["A cat, and 2 dogs!", "an <b>odd</b> text; caf\u00e9 \u65e5\u672c", "word " * 100]
+    assert (ours.embed_texts(texts) - theirs.embed_texts(texts).features).abs().max() <= TOLERANCE
+    assert (ours.embed_images(IMAGES) - theirs.embed_images(IMAGES)).abs().max() <= TOLERANCE
+    assert ours.tokenizer.encode(texts).lengths == list(theirs.embed_texts(texts).lengths)
+
+
+def test_another_architecture_of_open_clip_is_refused(tmp_path: Path) -> None:
+    name = write_open_clip(tmp_path / "model", no_ln_pre=True)
+    with pytest.raises(UserError, match="only plain CLIPs of open_clip can be read"):
+        start(name, context_length=77)
+
+
+def test_the_names_of_published_models_of_open_clip_go_to_transformers_and_back() -> None:
+    """ViT-B-16 as open_clip builds it: all names and shapes of transformers' CLIPModel, and 149.6 million values."""
+    import open_clip
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.device("meta"):
+        theirs = open_clip.create_model("ViT-B-16", device="meta").state_dict()
+        vision = {"hidden_size": 768, "patch_size": 16}
+        ours = CLIPModel(CLIPConfig(vision_config=vision, projection_dim=512)).state_dict()
+    renamed = open_clip_names.to_transformers(theirs)
+    shapes = {name: value.shape for name, value in ours.items()}
+    assert {name: value.shape for name, value in renamed.items()} == shapes
+    back = open_clip_names.to_open_clip(renamed)
+    assert {name: value.shape for name, value in back.items()} == {name: value.shape for name, value in theirs.items()}
+    assert sum(value.numel() for value in renamed.values()) == 149_620_737
