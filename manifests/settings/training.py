@@ -25,7 +25,8 @@ class TrainingSettings(Settings):
 
     start_from: str | None = None
     """Image–text model from which both towers start, with their projections, temperature and tokenizer: hub id or
-    folder of a CLIP or SigLIP, or `open_clip:MODEL/WEIGHTS`. Default: `image_tower` and `text_tower`."""
+    folder of a CLIP or SigLIP, `open_clip:MODEL/WEIGHTS`, or the `model` folder of another training. Default:
+    `image_tower` and `text_tower`."""
     image_tower: str = PAPER_TOWER
     """Image tower."""
     text_tower: str = "google-bert/bert-base-uncased"

@@ -63,7 +63,7 @@ def format_lines(contents: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(content, sort_keys=True) + "\n" for content in contents).encode()
 
 
-def require_known(file: str, contents: Sequence[Content], known: Sequence[Content]) -> None:
+def require_known(file: str, contents: Sequence[Content], known: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError if `file` has results, but none that this release knows."""
     if contents and not known:
         raise UserError(

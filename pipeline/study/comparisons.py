@@ -146,6 +146,15 @@ TOPICS: tuple[Topic, ...] = (
         ),
         note="The paper shows curves, without numbers.",
     ),
+    Topic(
+        "From a CLIP",
+        "From a CLIP",
+        "Long-CLIP (arXiv 2403.15378) and DeBias-CLIP (arXiv 2602.22419)",
+        "Long-CLIP",
+        ("lit", "clip_long"),
+        (*_versus("CLIP + long texts vs. CLIP", _ALL, "clip_long", "lit", sign=1, primary="long"),),
+        note="The CLIP",
+    ),
 )
 """The sections of the page, in order."""
 

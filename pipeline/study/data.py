@@ -85,7 +85,7 @@ def write(study: str, design: Design, seed: int) -> None:
     tower = Path(study, design.text_tower)
     tower.parent.mkdir(parents=True, exist_ok=True)
     world.write_text_tower(design.settings["text_tower"], design.text_layers, tower)
-    config = ARMS["lit"].config(design, seed).replace(text_tower=str(tower))
+    config = ARMS["lit"].config(design, seed)
     run = Run.at(str(folder(study, design, seed)))
     world.write_dataset(
         run, BLOCKS.training_scenes(seed, design.scenes), lambda scene: web_text(scene, design.noise), config

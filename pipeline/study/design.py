@@ -24,6 +24,8 @@ SEEDS = 12
 """Number of final seeds, from 0, chosen by the power calculation before any of them ran."""
 FIRST_DEVELOPMENT_SEED = 1000
 """Settings are chosen on this seed and those above it. No page of results shows them."""
+MODELS = "models"
+"""Folder of the models that other arms start from, in the study's folder."""
 
 SETTINGS: dict[str, Any] = {
     "image_tower": "tiny-vit-crowded",
@@ -97,8 +99,10 @@ class Arm:
 
     def config(self, design: Design, seed: int) -> TrainConfig:
         """The configuration of the training of a seed. Its paths are relative to the study's folder."""
-        settings = design.settings | METHODS[self.method] | dict(self.settings)
-        settings["text_tower"] = design.text_tower
+        settings = design.settings | {"text_tower": design.text_tower} | METHODS[self.method] | dict(self.settings)
+        if self.start:  # the model gives both towers
+            settings["start_from"] = f"{MODELS}/{ARMS[self.start].key(design)}-{seed}"
+            settings = {name: value for name, value in settings.items() if name not in ("image_tower", "text_tower")}
         settings["epochs"] = (design.steps * settings["batch"] + 0.5) / design.scenes  # 0.5: rounding takes no step
         return make_config(self.method, seed=seed, **settings)
 
@@ -106,8 +110,6 @@ class Arm:
         """The digest of everything that the arm computes, except the seed."""
         parts = [design.origin, design.text_layers, _weights_digest(design.settings["text_tower"])]
         parts.append(self.config(design, 0).to_dict())
-        if self.start:
-            parts.append(ARMS[self.start].key(design))
         return cells.key_of(parts)
 
 
@@ -136,6 +138,7 @@ ARMS: dict[str, Arm] = {
         _arm("lit_long_s6", "LiT + long texts, S = 6", "lit_long", sub_captions=6),
         _arm("lotlip_s1", "LoTLIP, S = 1", "lotlip", sub_captions=1),
         _arm("lotlip_s6", "LoTLIP, S = 6", "lotlip", sub_captions=6),
+        _arm("clip_long", "CLIP + long texts", "lit_long", start="lit", sub_captions=6),
     )
 }
 """All arms by name, in training order."""

@@ -16,7 +16,7 @@ def new_figure(
 
     width = width or 3.1 * columns + (1.2 if share_y else 0)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey=share_y).flatten()
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.tick_params(labelsize=8, colors=INK)

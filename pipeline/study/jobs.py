@@ -15,7 +15,7 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import cells, data
 from lotlip_data.pipeline.study.curves import loss_curve
-from lotlip_data.pipeline.study.design import ARMS, Arm, Design
+from lotlip_data.pipeline.study.design import ARMS, MODELS, Arm, Design
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,11 @@ def result_url(study: str, name: str) -> str:
 
 def plan_jobs(arms: Iterable[Arm], seeds: Iterable[int]) -> list[Job]:
     """All jobs in the order in which they should run: one seed after another, so that complete seeds are compared."""
-    arms = list(arms)
-    return [job for seed in seeds for job in (DataJob(seed), *(TrainingJob(arm, seed) for arm in arms))]
+    arms, jobs = list(arms), list[Job]()
+    for seed in seeds:
+        jobs.append(DataJob(seed))
+        jobs += [TrainingJob(arm, seed) for arm in arms]
+    return jobs
 
 
 def _shares_image_tower(arm: Arm, design: Design) -> bool:
@@ -113,7 +116,7 @@ def _shares_image_tower(arm: Arm, design: Design) -> bool:
 
 
 def _model(study: str, name: str) -> Path:
-    return Path(study, "models", name)
+    return Path(study, MODELS, name)
 
 
 def _keep(model: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import model_folder
@@ -238,7 +238,7 @@ def load_model(config: TrainConfig) -> LoTLIP:
     """The model of a configuration before its first step.
 
     Corner tokens have fresh weights. The towers are pre-trained or fresh, as the configuration says, and the projection
-    is fresh, unless the training starts from a whole CLIP.
+    is fresh, unless the training starts from a whole CLIP or from a model of this project.
 
     Raises:
         UserError: A tower cannot be loaded, or its tokenizer is another one's.
@@ -254,7 +254,12 @@ def load_model(config: TrainConfig) -> LoTLIP:
 
 def _make_model(config: TrainConfig) -> LoTLIP:
     settings = TextSettings(config.corner_tokens, config.corner_mask)
-    if config.start_from:
+    start = _start_model(config.start_from, config.image_size) if config.start_from else None
+    if start is not None:
+        text = _continued(start.towers.text, start.towers.image.dim, settings, config)
+        towers = TwoTowers(start.towers.image, text, start.towers.log_scale.item())
+        tokenizer, transform = start.tokenizer.tokenizer, start.transform
+    elif config.start_from:
         clip = load_clip(_local_name(config.start_from), image_size=config.image_size)
         text = TextTower(_stretched(clip.text_encoder, config), clip.image.dim, settings)
         text.proj.load_state_dict(dict(clip.text_projection))
@@ -270,17 +275,53 @@ def _make_model(config: TrainConfig) -> LoTLIP:
     return LoTLIP(towers, make_tokenizer(tokenizer, towers.text, config.context_length, config.text_form), transform)
 
 
+def _start_model(name: str, image_size: int | None) -> LoTLIP | None:
+    """The model of this project from which a training starts; None if `name` is that of another model.
+
+    Raises:
+        UserError: It is the folder of a run or a training, or a damaged model, or its images have another size.
+    """
+    folder = pathlib.Path(_local_name(name))
+    if not folder.is_dir():
+        return None
+    reject_training_folder(str(folder))
+    file = folder / CONFIG
+    if not file.is_file() or model_folder.parse_config(file.read_bytes(), str(file)) is None:
+        return None
+    model = LoTLIP.load(str(folder))
+    if image_size not in (None, model.transform.size):
+        raise ConfigError(f"image_size: {name} has images of {model.transform.size} pixels; remove it")
+    return model
+
+
+def _continued(start: TextTower, dim: int, settings: TextSettings, config: TrainConfig) -> TextTower:
+    """The text tower of a model from which a training starts. Corner tokens that the model lacks have fresh weights."""
+    words = start.encoder.get_input_embeddings()
+    rows, corners = words.weight.detach().split([start.vocab_size, start.settings.corner_tokens])
+    start.encoder.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=words.padding_idx))
+    text = TextTower(_stretched(start.encoder, config), dim, settings)
+    kept = min(len(corners), settings.corner_tokens)
+    with torch.no_grad():
+        text.encoder.get_input_embeddings().weight[len(rows) : len(rows) + kept] = corners[:kept]
+    text.proj.load_state_dict(start.proj.state_dict())
+    if text.pooler is not None and start.pooler is not None:
+        text.pooler.load_state_dict(start.pooler.state_dict())
+    return text
+
+
 def load_image_side(name: str, image_size: int | None = None) -> tuple[ImageTower, ImageTransform]:
     """An image tower by its name, and the transform that makes its inputs.
 
     Args:
         name: A hub id or folder of an image tower; `clip:NAME` or `open_clip:NAME` for that of a whole CLIP, with its
-            projection.
+            projection, and `clip:FOLDER` for that of a model of this project.
         image_size: Side of the images in pixels. Default: the tower's own.
 
     Raises:
         UserError: It cannot be loaded.
     """
+    if name.startswith("clip:") and (start := _start_model(name.removeprefix("clip:"), image_size)):
+        return start.towers.image, start.transform
     if name.startswith(CLIP_PREFIXES):
         clip = load_clip(_local_name(name.removeprefix("clip:")), image_size=image_size)
         return clip.image, clip.transform
