@@ -15,11 +15,13 @@ Minutes = Annotated[
     typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")]
-Seeds = Annotated[int, typer.Option(min=3, max=50, help="Number of seeds.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=3, max=50, help="Number of seeds. Default: that of the power calculation; with `--pilot`, 4."),
+]
 Pilot = Annotated[
     bool, typer.Option("--pilot", help="Development seeds; the page is study/power.md, the power calculation.")
 ]
-SEEDS = 12
 
 
 def study(
@@ -31,7 +33,7 @@ def study(
     only: Annotated[
         list[str] | None, typer.Option(metavar="ARM", help="Arm to train, such as lotlip (repeatable). Default: all.")
     ] = None,
-    seeds: Seeds = SEEDS,
+    seeds: Seeds = None,
     processes: Processes = 2,
     pilot: Pilot = False,
     json: Json = False,
@@ -52,7 +54,7 @@ def study(
 def study_page(
     results: Annotated[str, typer.Argument(help="A results.jsonl or, with `--pilot`, pilots.jsonl of `study`.")],
     out: Annotated[str, typer.Argument(help="Folder for the page, study/index.md.")],
-    seeds: Seeds = SEEDS,
+    seeds: Seeds = None,
     pilot: Pilot = False,
 ) -> None:
     """Write the page of a study again, from its results.

@@ -20,8 +20,10 @@ from lotlip_data.training.config import METHODS, TrainConfig, make_config
 
 VERSION = 1
 """Version of data and evaluation. Results of different versions are not mixed."""
-SEEDS = 12
+SEEDS = 10
 """Number of final seeds, from 0, chosen by the power calculation before any of them ran."""
+PILOT_SEEDS = 4
+"""Number of development seeds of the power calculation."""
 FIRST_DEVELOPMENT_SEED = 1000
 """Settings are chosen on this seed and those above it. No page of results shows them."""
 MODELS = "models"
@@ -62,11 +64,11 @@ class Design:
     """What all arms have in common."""
 
     settings: dict[str, Any] = field(default_factory=lambda: dict(SETTINGS))
-    steps: int = 1500
+    steps: int = 2000
     """Number of steps of a training."""
     text_layers: int = 2
     """Layers of the text tower: the first ones of `settings["text_tower"]`."""
-    scenes: int = 4800
+    scenes: int = 6400
     """Number of training scenes of a seed."""
     noise: WebNoise = WEB_NOISE
     """Noise of the raw texts."""

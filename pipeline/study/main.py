@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
-from lotlip_data.pipeline.study.design import ARMS, Design, with_starts
+from lotlip_data.pipeline.study.design import ARMS, PILOT_SEEDS, SEEDS, Design, with_starts
 from lotlip_data.pipeline.study.jobs import plan_jobs
 from lotlip_data.pipeline.study.power import write_power_page
 from lotlip_data.pipeline.study.report import write_page
@@ -20,7 +20,7 @@ def run_study(
     out: str,
     minutes: float | None,
     only: Sequence[str],
-    seeds: int,
+    seeds: int | None,
     processes: int,
     pilot: bool = False,
     design: Design | None = None,
@@ -32,7 +32,7 @@ def run_study(
         out: Folder that gets study/index.md, its plots and study/results.jsonl; or, with `pilot`, study/power.md.
         minutes: Time limit; None for none. The next call continues.
         only: Names of arms to run; all if empty. The arms that they start from run too.
-        seeds: Number of seeds.
+        seeds: Number of seeds; None for SEEDS, or with `pilot` PILOT_SEEDS.
         processes: Number of parallel trainings.
         pilot: Run development seeds, and write the power calculation instead of the page of results.
         design: The design; the default is that of the committed results.
@@ -45,7 +45,7 @@ def run_study(
         raise UserError(f"the study has no arm {', '.join(unknown)}; choose from {', '.join(ARMS)}")
     design, folder = design or Design(), cells.local_folder(folder)
     read_folder(folder)  # report damaged results before hours of training
-    kind = DEVELOPMENT if pilot else FINAL
+    kind, seeds = _seeds(seeds, pilot)
     jobs = plan_jobs(with_starts(only or ARMS), kind[:seeds])
     try:
         summary = run_jobs(folder, design, jobs, processes, None if minutes is None else 60 * minutes)
@@ -59,18 +59,24 @@ def run_study(
     return summary
 
 
-def rebuild_page(file: str, out: str, seeds: int, pilot: bool = False) -> None:
+def rebuild_page(file: str, out: str, seeds: int | None, pilot: bool = False) -> None:
     """Write the page of a results.jsonl file, or with `pilot` that of a pilots.jsonl file; `out` as in `run_study`.
 
     Raises UserError if the file cannot be read, or if it has results but none of this study.
     """
     design, contents = Design(), read_lines(file)
-    results = Results(contents, design, DEVELOPMENT if pilot else FINAL)
+    kind, seeds = _seeds(seeds, pilot)
+    results = Results(contents, design, kind)
     cells.require_known(file, contents, results.contents)
     _log_excluded(results)
     logger.info(
         f"study: {write_power_page(results, design, out) if pilot else write_page(results, design, seeds, out)}"
     )
+
+
+def _seeds(seeds: int | None, pilot: bool) -> tuple[range, int]:
+    """All seeds of a kind, and how many of them to use."""
+    return (DEVELOPMENT, seeds or PILOT_SEEDS) if pilot else (FINAL, seeds or SEEDS)
 
 
 def _log_excluded(results: Results) -> None:

@@ -66,7 +66,7 @@ def test_a_wrong_folder_or_image_size_is_named(tmp_path: Path) -> None:
     saved(tmp_path / "train" / "model", 0)
     with pytest.raises(UserError, match=rf"its subfolder `model` is one; give {tmp_path}/train/model"):
         start(tmp_path / "train")
-    with pytest.raises(UserError, match="image_size: .*model has images of 96 pixels; remove it"):
+    with pytest.raises(UserError, match=r"image_size: .*model has images of 96 pixels; remove it"):
         start(tmp_path / "train" / "model", image_size=64)
     weights = tmp_path / "train" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
