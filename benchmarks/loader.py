@@ -33,6 +33,7 @@ from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.image_transforms import ImageTransform, random_crop
 from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
+from lotlip_data.training.data.text_picker import TextPicker
 from lotlip_data.training.data.tokenizer import BertTextTokenizer, TextTokenizer, load_tokenizer
 
 Batch = tuple[torch.Tensor, list[list[int]]]
@@ -93,14 +94,14 @@ def write_run(folder: Path, shards: int, samples: int) -> str:
 def ours(run: str, tokenizer: TextTokenizer, batch: int, workers: int, first: int, steps: int) -> Iterator[Batch]:
     """Batches `first` to `first + steps` of the training's loader."""
     dataset = data.open_dataset(run)
-    picker = data.TextPicker(CAPTIONERS, 3, 3, dataset.sub_captions)
+    picker = TextPicker(CAPTIONERS, 3, 3, dataset.sub_captions)
     batches = data.Batches(dataset, picker, batch, seed=0)
     pixels = PixelReader(dataset, ImageTransform(224), seed=0, crop=CROP, open_shards=3, threads=workers)
 
     def make(step: int) -> Batch:
         samples = batches.samples(step)
         texts = batches.texts(samples)
-        all_texts = [text.raw for text in texts] + [long for text in texts for long in text.long]
+        all_texts = [text.short for text in texts] + [long for text in texts for long in text.long]
         return pixels.load(samples), tokenizer.encode(all_texts).ids
 
     return prefetch_batches(make, first, first + steps)

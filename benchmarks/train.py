@@ -9,6 +9,9 @@ and optimiser are the same. Forward and backward passes are timed together, the 
 take turns, so that other load on the machine affects all. A ratio is the median over the rounds of the plain time
 divided by ours. The last line of standard output is one JSON object.
 
+Then each form of the loss alone is compared with its plain form, on features of random texts: `loss_sigmoid` is the
+time of the plain form divided by ours.
+
 Text lengths follow the paper's means: 18 tokens per raw text, 22 per sub-caption, 3 sub-captions per long text. Dropout
 is off by default: with dropout, SDPA on a CPU uses a slower attention, of which the plain form needs more.
 """
@@ -70,13 +73,21 @@ def make_towers(layers: int, dropout: float) -> TwoTowers:
     return towers
 
 
-def plain_loss(image: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """The sum over the K texts per image of the symmetric softmax loss. image: [B, D]; texts: [B, K, D]."""
+def plain_loss(image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None, smoothing: float = 0) -> Tensor:
+    """The sum over the K texts per image of the symmetric softmax loss, or of the sigmoid loss if there is a bias.
+
+    image: [B, D]; texts: [B, K, D].
+    """
     target = torch.arange(len(image))
+    labels = 2 * torch.eye(len(image)) - 1
     total = torch.zeros(())
     for text in texts.unbind(1):
         logits = scale * image @ text.T
-        total = total + (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        if bias is not None:
+            total = total - F.logsigmoid(labels * (logits + bias)).sum() / len(image)
+            continue
+        losses = [F.cross_entropy(each, target, label_smoothing=smoothing) for each in (logits, logits.T)]
+        total = total + sum(losses, torch.zeros(())) / 2
     return total
 
 
@@ -152,6 +163,33 @@ def flops_per_sample(form: str, layers: int, batch: Batch) -> float:
     return 3 * layer_flops(layers, lengths) / samples + (0.0 if form == "cached" else image)
 
 
+def measure_losses(batch: int, texts: int, pairs: int) -> dict[str, float]:
+    """Print one line per form of the loss, and return the ratios of the plain time to ours, forward and backward."""
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(batch, 1 + texts, 768), dim=-1)
+    image, text = (part.clone().requires_grad_() for part in (features[:, 0], features[:, 1:]))
+    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+    ratios = {}
+    for form, bias_of_form, smoothing in (("softmax", None, 0.0), ("smoothed", None, 0.1), ("sigmoid", bias, 0.0)):
+
+        def plain(bias: Tensor | None = bias_of_form, smoothing: float = smoothing) -> Tensor:
+            return plain_loss(image, text, scale, bias, smoothing)
+
+        def ours(bias: Tensor | None = bias_of_form, smoothing: float = smoothing) -> Tensor:
+            options = {"bias": bias, "label_smoothing": smoothing}
+            return lotlip_loss(image, text[:, 0], text[:, 1:, None], scale, **options).total
+
+        seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+        for turn in range(pairs + 1):  # the first is a warm-up
+            for name, loss in (("plain", plain), ("ours", ours))[:: 1 if turn % 2 else -1]:
+                seconds[name].append(timed(lambda loss=loss: loss().backward())[0])
+        ratio = statistics.median(a / b for a, b in zip(seconds["plain"][1:], seconds["ours"][1:], strict=True))
+        own = statistics.median(seconds["ours"][1:])
+        print(f"loss_{form}: {batch / own:.0f} samples/s with {texts} texts each; {ratio:.2f} times plain", flush=True)
+        ratios[f"loss_{form}"] = round(ratio, 3)
+    return ratios
+
+
 def matrix_rate(dtype: torch.dtype) -> float:
     """FLOP/s of this machine for the tower's largest matrix product, the best of 5."""
     product = nn.Linear(768, 3072, bias=False).to(dtype)
@@ -217,10 +255,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads (default: %(default)s)")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="dtype of autocast")
     parser.add_argument("--dropout", type=float, default=0.0, help="dropout probability (default: %(default)s)")
+    parser.add_argument("--loss-batch", type=int, default=4096, help="samples of the losses alone (default: 4096)")
     parser.add_argument("--smoke", action="store_true", help="try the script: one layer per tower, batches of 4")
     options = parser.parse_args()
     if options.smoke:
-        vars(options).update(batch=4, pairs=1, layers=1)
+        vars(options).update(batch=4, pairs=1, layers=1, loss_batch=64)
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     towers, rng = make_towers(options.layers, options.dropout), np.random.default_rng(0)
@@ -238,6 +277,7 @@ def main() -> None:
         if long_texts == 3:
             plain_flops = flops_per_sample("plain", options.layers, batch)
     extrapolate(ratios, plain_flops)
+    ratios |= measure_losses(options.loss_batch, 4, options.pairs)
     print(json.dumps(ratios))
 
 

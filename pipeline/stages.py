@@ -447,8 +447,8 @@ def train(
 
     Args:
         run: The run's folder. The model goes to RUN/train/NAME/model.
-        method: `lit`, `lit_long`, `lit_longclip`, `register`, `lotlip`, `clip` or `lotlip_scratch`. Default: every
-            training of the run's manifest.
+        method: `lit`, `lit_long`, `lit_longclip`, `register`, `lotlip`, `clip`, `lotlip_scratch`, `longclip`, `debias`
+            or `multi_positive`. Default: every training of the run's manifest.
         preset: The paper's settings at a scale: `3m`, `12m`, `30m` or `100m`; or `demo`. Needs `method`.
         name: Name of the folder in RUN/train. Default: the method.
         settings: Settings of `TrainConfig`, such as {"lr": 1e-3}. Needs `method`.

@@ -16,7 +16,10 @@ KEYS = {
         *("ours_vs_bare_vllm", "ours_vs_ray_data_llm", "instructblip_vs_generate"),
         *("weight", "tiny", "heavy"),
     },
-    "train": {"pixels_3", "cached_3", "pixels_1", "cached_1"},
+    "train": {
+        *("pixels_3", "cached_3", "pixels_1", "cached_1"),
+        *("loss_softmax", "loss_smoothed", "loss_sigmoid"),
+    },
     "loader": {"ours_vs_webdataset"},
     "cluster": {"driver_share", "driver_rss_growth_mb", "shards_per_second", "units_per_second", "measured_share"},
     "one_pass": {"one_pass_vs_passes", "ratios", "pairs"},

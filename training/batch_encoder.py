@@ -29,7 +29,7 @@ class Batch:
     images: Tensor
     """float32: features [b, D] of the locked image tower, or pixels [b, 3, height, width]."""
     texts: PackedTexts
-    """b + b·T texts: the raw texts, then the T long texts of each sample in turn."""
+    """b + b·T texts: the short texts, then the T long texts of each sample in turn."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BatchFeatures:
     image: Tensor
     """float32 [B, D], unit rows."""
     short: Tensor
-    """float32 [B, D], unit rows: the [CLS] features of the raw texts."""
+    """float32 [B, D], unit rows: the [CLS] features of the short texts."""
     long: Tensor
     """float32 [B, T, K, D], unit rows: the [CLS] and corner features of the long texts."""
     short_image: Tensor | None
@@ -63,18 +63,19 @@ class BatchEncoder:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
             image_bD = self._encode_images(batch.images.to(device, non_blocking=True))
             packed = embed_packed(self._towers.text, batch.texts, config.accumulate)
-        text = F.normalize(packed.features.float(), dim=-1)  # [b + b·T, 1 + m, D]: raw texts, then long texts
+        text = F.normalize(packed.features.float(), dim=-1)  # [b + b·T, 1 + m, D]: short, then long texts
         b = len(image_bD)
         short_bD, long_bTKD = text[:b, 0], text[b:].unflatten(0, (b, long_texts))
         if not config.corner_loss:
             long_bTKD = long_bTKD[:, :, :1]
         image_BD = all_gather(F.normalize(image_bD.float(), dim=-1), group)
         texts = all_gather(torch.cat([short_bD[:, None], long_bTKD.flatten(1, 2)], dim=1), group)  # [B, 1 + T·K, D]
+        components = config.short_image == "principal_components"
         return BatchFeatures(
             image=image_BD,
             short=texts[:, 0],
             long=texts[:, 1:].unflatten(1, (long_texts, -1 if long_texts else 1)),
-            short_image=project_on_principal_components(image_BD) if config.method == "lit_longclip" else None,
+            short_image=project_on_principal_components(image_BD) if components else None,
             local_rows=group.local_rows(len(image_BD)),
             packed=packed,
         )

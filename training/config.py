@@ -1,6 +1,7 @@
 """Settings of a training: the paper's where it gives them, ours where nobody published any."""
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError, model_validator
@@ -12,20 +13,63 @@ from lotlip_data.manifests.wording import count
 
 _SCRATCH = {"lock_image": False, "pretrained_image": False, "pretrained_text": False, "images": "pixels"}
 
+_LONGCLIP = {
+    "corner_tokens": 0,
+    "long_texts": 1,
+    "sub_captions": "all",
+    "short_text": "first_sub_caption",
+    "short_image": "principal_components",
+    "label_smoothing": 0.1,
+    "lock_image": False,
+    "images": "pixels",
+}
+_FROM_CLIP = {"start_from": "openai/clip-vit-base-patch16", "stretch": "longclip", "context_length": 248}
+_LONGCLIP_OPTIMIZATION = {"lr": 1e-6, "weight_decay": 0.01, "warm_up": 200, "betas": (0.9, 0.999), "eps": 1e-8}
+
 METHODS: dict[str, dict[str, Any]] = {
     "lit": {"long_texts": 0, "corner_tokens": 0},
     "lit_long": {"corner_tokens": 0},
-    "lit_longclip": {"corner_tokens": 0},
+    "lit_longclip": {"corner_tokens": 0, "short_image": "principal_components"},
     "register": {"corner_mask": False, "corner_loss": False},
     "lotlip": {},
     "clip": {"long_texts": 0, "corner_tokens": 0, **_SCRATCH},
     "lotlip_scratch": _SCRATCH,
+    "longclip": _LONGCLIP,
+    "debias": _LONGCLIP | {"short_text": "debiased", "short_weight": 0.1, "prefix_padding": True},
+    "multi_positive": {
+        "corner_tokens": 0,
+        "long_texts": 7,  # and the short text: K = 8, as its training on CC3M
+        "short_text": "sampled",
+        "sub_caption_choice": "diverse",
+        "loss": "sigmoid",
+        "reduction": "mean",
+        **_SCRATCH,
+    },
 }
 """The settings in which a method differs from LoTLIP (paper, Tables 2, 7 and 8).
 
 `lit_longclip` matches raw texts to the principal components of the image features, as Long-CLIP does. `clip` and
 `lotlip_scratch` train both towers from scratch. The variants of LoTLIP in the paper are settings of `lotlip`:
-`corner_tokens` 0…4, `corner_mask` off, `sub_captions` 0…8, `context_length` 32…512, `captioners`."""
+`corner_tokens` 0…4, `corner_mask` off, `sub_captions` 0…8, `context_length` 32…512, `captioners`.
+
+Methods of other papers:
+
+- `longclip`: Long-CLIP (arXiv 2403.15378), from its code (beichenzbc/Long-CLIP at 3966af9, `model/model_longclip.py`,
+  `train/sharegpt4v.py`). It takes the components within a GPU's batch; ours are those of the global batch.
+- `debias`: DeBias-CLIP (arXiv 2602.22419). Its code was out of reach: the rules and λ = 0.1 are from summaries of the
+  paper, and label smoothing is Long-CLIP's, on which it builds.
+- `multi_positive`: the multi-positive sigmoid loss and the sampling of FLAIR (arXiv 2412.03561; ExplainableML/flair at
+  0f9ce05), without its text-conditioned pooling and the loss on it."""
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    # The table of recommended settings in train/train.md of Long-CLIP's code.
+    "longclip": _FROM_CLIP | _LONGCLIP_OPTIMIZATION | {"epochs": 6, "batch": 2048},
+    # Epochs and batch are DeBias-CLIP's. The others were out of reach: Long-CLIP's.
+    "debias": _FROM_CLIP | _LONGCLIP_OPTIMIZATION | {"epochs": 3, "batch": 256},
+    # train_cc3m_slurm.sh of FLAIR's code: 8 GPUs with 128 samples each.
+    "multi_positive": {"epochs": 32, "batch": 1024, "weight_decay": 0.5, "eps": 1e-8},
+}
+"""The model that a method was published to start from, and its optimization. A preset overrides them."""
 
 CHANGEABLE_ON_RESUME = (
     "accumulate",
@@ -38,9 +82,25 @@ CHANGEABLE_ON_RESUME = (
 """Settings that may change when a training resumes. They change results in the last digits only, except that
 `accumulate` also changes what dropout draws."""
 
-LATER_SETTINGS = ("text_weights", "text_temperature", "best_sub_captions", "start_from", "stretch")
+LATER_SETTINGS = (
+    "text_weights",
+    "text_temperature",
+    "best_sub_captions",
+    "start_from",
+    "stretch",
+    "sub_caption_choice",
+    "short_text",
+    "short_image",
+    "short_weight",
+    "prefix_padding",
+    "loss",
+    "label_smoothing",
+)
 """Settings that trainings of earlier versions do not record. At their defaults they change nothing and are not
 recorded, so that such trainings resume."""
+
+_EARLIER_DEFAULTS = {"lit_longclip": {"short_image": "principal_components"}}
+"""What a later setting was in the trainings of a method before it was a setting, where that is not its default."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper gives epochs and batch size for CC3M and for all five sources. It gives none for the scales between:
@@ -72,7 +132,9 @@ class ConfigError(UserError):
     """A setting that cannot be; the message names it and the fix."""
 
 
-_OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in ("image_tower", "text_tower"))
+_TOWERS = ("image_tower", "text_tower")
+_START = ("start_from", "stretch", "context_length")
+_OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in _TOWERS)
 
 
 class TrainConfig(TrainingSettings):
@@ -82,6 +144,8 @@ class TrainConfig(TrainingSettings):
     def _check(self) -> "TrainConfig":
         self._check_images()
         self._check_method()
+        self._check_texts()
+        self._check_loss()
         self._check_scores()
         return self
 
@@ -113,6 +177,34 @@ class TrainConfig(TrainingSettings):
             raise ConfigError("method: register tokens have neither mask nor loss; switch both off, or use lotlip")
         if self.corner_mask and not self.corner_loss:
             raise ConfigError("corner_loss: off with corner_mask on, corners do nothing; switch both off, or neither")
+
+    def _check_texts(self) -> None:
+        has_long_texts = bool(self.long_texts and self.sub_captions)
+        if self.short_text != "raw" and not has_long_texts:
+            raise ConfigError(
+                f"short_text: {self.short_text} is made of long texts, and this training has none; set it to raw, or "
+                "long_texts and sub_captions to at least 1"
+            )
+        if self.sub_caption_choice == "diverse" and not (has_long_texts and self.sub_captions != "all"):
+            raise ConfigError(
+                "sub_caption_choice: diverse draws 1 to S sub-captions; set long_texts and sub_captions to numbers of "
+                "at least 1, or sub_caption_choice to consecutive"
+            )
+        if self.sub_caption_choice == "diverse" and self.short_text in ("first_sub_caption", "debiased"):
+            raise ConfigError(
+                f"short_text: {self.short_text} is a part of one long text, but with sub_caption_choice: diverse a "
+                "text is of several captioners; set short_text to raw or sampled, or sub_caption_choice to consecutive"
+            )
+
+    def _check_loss(self) -> None:
+        if self.label_smoothing and self.loss != "softmax":
+            raise ConfigError(
+                "label_smoothing: has no meaning for the sigmoid of a pair; set it to 0, or loss: softmax"
+            )
+        if self.short_weight is not None and not (self.long_texts and self.sub_captions):
+            raise ConfigError("short_weight: weighs short against long texts, and this training has no long ones")
+        if self.short_weight is not None and self.reduction != "sum":
+            raise ConfigError("short_weight: weighs the texts in place of reduction: mean; remove one of them")
 
     def _check_scores(self) -> None:
         if self.text_temperature != 1 and self.text_weights != "score":
@@ -175,24 +267,36 @@ class TrainConfig(TrainingSettings):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings in JSON types, without those of LATER_SETTINGS that are at their default."""
-        defaults = type(self).model_fields
+        """The settings in JSON types, without those of LATER_SETTINGS that are what they were before."""
+        fields, earlier = type(self).model_fields, _EARLIER_DEFAULTS.get(self.method, {})
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self).items()
-            if name not in LATER_SETTINGS or value != defaults[name].default
+            if name not in LATER_SETTINGS or value != earlier.get(name, fields[name].default)
         }
 
 
+def _without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
-    """The configuration of a method, with a preset if given; `settings` override both. Raises ConfigError."""
+    """The configuration of a method, with a preset if given; `settings` override both.
+
+    Towers of the preset or the settings take the place of the model that a method starts from.
+
+    Raises:
+        ConfigError: A name is unknown, or settings do not fit together.
+    """
     for name, value, known in (("method", method, METHODS), ("preset", preset, PRESETS)):
         if value is not None and value not in tuple(known):  # a value of YAML may be a list, which no dictionary takes
             raise ConfigError(f"`{name}`: {unknown_name(value, known)}")
-    merged = {**PRESETS.get(preset or "", {}), **METHODS[method], "method": method}
+    published, chosen = PUBLISHED.get(method, {}), PRESETS.get(preset or "", {})
     if settings.get("start_from"):  # instead of a preset's towers
-        merged = {name: value for name, value in merged.items() if name not in ("image_tower", "text_tower")}
-    merged |= settings
+        chosen = _without(chosen, _TOWERS)
+    if {*chosen, *settings} & {*_TOWERS}:  # instead of the model that the method started from
+        published = _without(published, _START)
+    merged = {**published, **chosen, **METHODS[method], "method": method, **settings}
     try:
         return TrainConfig.model_validate(merged)
     except ValidationError as error:

@@ -12,10 +12,13 @@ Shapes, also as suffixes of names:
     D  width of a feature
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Reduction = Literal["sum", "mean"]
@@ -43,34 +46,56 @@ def lotlip_loss(
     scale: Tensor,
     reduction: Reduction = "sum",
     *,
+    bias: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    short_weight: float | None = None,
     short_image: Tensor | None = None,
     local_rows: slice = ALL_ROWS,
 ) -> Loss:
     """Short loss plus long loss (paper, Sec. 4.3).
 
-    The short loss is Eq. 1 with the [CLS] feature of the raw text. The long loss (Eq. 4–6) is the sum of Eq. 1 over the
-    [CLS] feature and the corner features of each long text.
+    The short loss is Eq. 1 with the [CLS] feature of the short text. The long loss (Eq. 4–6) is the sum of Eq. 1 over
+    the [CLS] feature and the corner features of each long text. With `bias`, SigLIP's loss takes the place of Eq. 1;
+    with the reduction `mean` the result is then FLAIR's multi-positive sigmoid loss (arXiv 2412.03561, Sec. 3), in
+    which an image is a positive of each of its texts: a sum over pairs does not depend on how the texts are grouped.
 
     Args:
         image: Image features [B, D] with unit rows.
-        short: [CLS] features of the raw texts [B, D] with unit rows.
+        short: [CLS] features of the short texts [B, D] with unit rows.
         long: [CLS] and corner features of the long texts [B, T, K, D] with unit rows. With T = 0 the long loss is 0.
         scale: The factor 1/τ on cosine similarities, a scalar.
         reduction: `sum` adds all 1 + T·K terms (paper); `mean` averages them (the authors' code).
+        bias: The summand of the logits in SigLIP's loss, a scalar.
+        label_smoothing: As of `contrastive_loss`. 0 with `bias`.
+        short_weight: λ in λ · short loss + (1 − λ) · long loss (DeBias-CLIP). None: their sum.
         short_image: Image features [B, D] for the short loss alone, where they differ from `image` (Long-CLIP).
         local_rows: The rows whose loss this process computes. The losses of all processes add up to the batch's loss.
     """
-    short_term = contrastive_loss(image if short_image is None else short_image, short, scale, local_rows)
+
+    def term(image: Tensor, text: Tensor) -> Tensor:
+        if bias is not None:
+            return sigmoid_loss(image, text, scale, bias, local_rows)
+        return contrastive_loss(image, text, scale, local_rows, label_smoothing)
+
+    short_term = term(image if short_image is None else short_image, short)
     long_features = long.flatten(1, 2).unbind(1)  # T·K tensors [B, D]
-    long_terms = (contrastive_loss(image, feature, scale, local_rows) for feature in long_features)
-    long_term = sum(long_terms, start=torch.zeros_like(short_term))
-    if reduction == "mean":
-        terms = 1 + len(long_features)
-        short_term, long_term = short_term / terms, long_term / terms
+    long_term = sum((term(image, feature) for feature in long_features), start=torch.zeros_like(short_term))
+    short_factor, long_factor = term_factors(len(long_features), reduction, short_weight)
+    short_term, long_term = short_factor * short_term, long_factor * long_term
     return Loss(short_term + long_term, short_term, long_term)
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, local_rows: slice = ALL_ROWS) -> Tensor:
+def term_factors(long_terms: int, reduction: Reduction, short_weight: float | None = None) -> tuple[float, float]:
+    """The factors of the short term and of each of the long terms in the loss."""
+    if short_weight is not None:
+        return short_weight, 1 - short_weight
+    factor = 1.0 if reduction == "sum" else 1 / (1 + long_terms)
+    return factor, factor
+
+
+def contrastive_loss(
+    image: Tensor, text: Tensor, scale: Tensor, local_rows: slice = ALL_ROWS, label_smoothing: float = 0.0
+) -> Tensor:
     """The two-way softmax loss L(v, t) of Eq. 1–3: ½ (image→text + text→image), batch mean.
 
     The paper's equations have neither ½ nor 1/B. The authors' code has both.
@@ -80,14 +105,15 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, local_rows: sli
         text: Text features [B, D] with unit rows; row i belongs to image i.
         scale: The factor 1/τ, a scalar.
         local_rows: The rows whose loss this process computes. The losses of all processes add up to the batch's loss.
+        label_smoothing: Share of the target that is spread evenly over the batch.
     """
     first = local_rows.start
-    image_to_text = one_way_loss(image[local_rows], text, scale, first)
-    text_to_image = one_way_loss(text[local_rows], image, scale, first)
+    image_to_text = one_way_loss(image[local_rows], text, scale, first, label_smoothing)
+    text_to_image = one_way_loss(text[local_rows], image, scale, first, label_smoothing)
     return (image_to_text + text_to_image) / 2
 
 
-def one_way_loss(query: Tensor, keys: Tensor, scale: Tensor, first: int = 0) -> Tensor:
+def one_way_loss(query: Tensor, keys: Tensor, scale: Tensor, first: int = 0, label_smoothing: float = 0.0) -> Tensor:
     """Softmax loss of each query among all keys (Eq. 2 or 3), summed over the queries and divided by B.
 
     Args:
@@ -95,50 +121,125 @@ def one_way_loss(query: Tensor, keys: Tensor, scale: Tensor, first: int = 0) -> 
         keys: [B, D].
         scale: The factor 1/τ, a scalar.
         first: Index of the key that the first query belongs to.
+        label_smoothing: Share of the target that is spread evenly over the keys.
 
     Returns:
         The share of these queries in the batch mean: the shares of all processes add up to it.
     """
+
+    def softmax(logits: Tensor, target: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        normalizer = logits.logsumexp(1, keepdim=True)
+        losses = normalizer - (1 - label_smoothing) * logits.gather(1, target)
+        if label_smoothing:
+            losses -= label_smoothing * logits.mean(1, keepdim=True)
+        if not gradient:
+            return losses.sum(), None
+        d_logits = (logits - normalizer).exp_()  # softmax, minus the target
+        d_logits.scatter_add_(1, target, torch.full_like(normalizer, label_smoothing - 1))
+        return losses.sum(), d_logits.sub_(label_smoothing / len(keys)) if label_smoothing else d_logits
+
+    return _chunked_loss(softmax, query, keys, scale, None, first)
+
+
+def sigmoid_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, local_rows: slice = ALL_ROWS) -> Tensor:
+    """SigLIP's loss: the logistic loss of every pair of an image and a text, summed and divided by B.
+
+    The logits are scale · cosine + bias; a pair is positive where image and text belong together (arXiv 2303.15343,
+    Sec. 3.2).
+
+    Args:
+        image: Image features [B, D] with unit rows.
+        text: Text features [B, D] with unit rows; row i belongs to image i.
+        scale: The factor t on cosine similarities, a scalar.
+        bias: The summand b, a scalar.
+        local_rows: The images whose pairs this process computes. The losses of all processes add up to the batch's.
+    """
+
+    def sigmoid(logits: Tensor, target: Tensor, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        # All pairs as negatives; that of a positive is its logit less. Above 50, softplus(x) is x.
+        loss = F.softplus(logits, threshold=50.0).sum() - logits.gather(1, target).sum()
+        if not gradient:
+            return loss, None
+        return loss, logits.sigmoid().scatter_add_(1, target, -torch.ones_like(target, dtype=logits.dtype))
+
+    return _chunked_loss(sigmoid, image[local_rows], text, scale, bias, local_rows.start)
+
+
+def loss_of_guessing(batch: int, bias: float | None = None) -> float:
+    """One term of the loss of a batch in which all similarities are 0, for the softmax or a bias of the sigmoid."""
+    if bias is None:
+        return math.log(batch)
+    return math.log1p(math.exp(-bias)) + (batch - 1) * math.log1p(math.exp(bias))
+
+
+_LossForm = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
+"""The summed loss of logits [rows, B] with targets [rows, 1], and its gradient by the logits if it is wanted."""
+
+
+def _chunked_loss(
+    form: _LossForm, query: Tensor, keys: Tensor, scale: Tensor, bias: Tensor | None, first: int
+) -> Tensor:
     with torch.autocast(query.device.type, enabled=False):  # logits of up to 100 need float32's precision
-        loss: Tensor = _OneWayLoss.apply(query, keys, scale, first, max(1, MAX_LOGITS // len(keys)))
+        loss: Tensor = _ChunkedLoss.apply(form, query, keys, scale, bias, first, max(1, MAX_LOGITS // len(keys)))
     return loss
 
 
-class _OneWayLoss(torch.autograd.Function):
-    """`one_way_loss`. The forward pass computes the gradients too, because only it has the logits."""
+class _ChunkedLoss(torch.autograd.Function):
+    """A loss of the logits of queries and keys, `rows` queries at a time.
+
+    The forward pass computes the gradients too, because only it has the logits.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, keys: Tensor, scale: Tensor, first: int, rows: int) -> Tensor:
-        needs_query, needs_keys, needs_scale = ctx.needs_input_grad[:3]
+    def forward(
+        ctx: Any,
+        form: _LossForm,
+        query: Tensor,
+        keys: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        first: int,
+        rows: int,
+    ) -> Tensor:
+        needs_query, needs_keys, needs_scale, needs_bias = ctx.needs_input_grad[1:5]
         d_query = torch.empty_like(query) if needs_query else None
         d_keys = torch.zeros_like(keys) if needs_keys else None
         d_scale = torch.zeros_like(scale) if needs_scale else None
+        d_bias = torch.zeros_like(scale) if needs_bias else None
         loss = torch.zeros_like(scale)
         for start in range(0, len(query), rows):
             chunk = query[start : start + rows]
             target = torch.arange(first + start, first + start + len(chunk), device=query.device)[:, None]
             logits = (scale * chunk) @ keys.T  # [rows, B]
-            normalizer = logits.logsumexp(1, keepdim=True)
-            loss += (normalizer - logits.gather(1, target)).sum()
-            if not (needs_query or needs_keys or needs_scale):
+            if bias is not None:
+                logits += bias
+            chunk_loss, d_logits = form(logits, target, any(ctx.needs_input_grad))
+            loss += chunk_loss
+            if d_logits is None:
                 continue
-            d_logits = (logits - normalizer).exp_()  # softmax, minus 1 at the target
-            d_logits.scatter_add_(1, target, -torch.ones_like(normalizer))
             if d_query is not None:
                 torch.mm(d_logits, keys, out=d_query[start : start + rows])
             if d_keys is not None:
                 d_keys.addmm_(d_logits.T, chunk)
+            if d_bias is not None:
+                d_bias += d_logits.sum()
             if d_scale is not None:
+                if bias is not None:
+                    logits -= bias
                 d_scale += torch.dot(d_logits.flatten(), logits.flatten()) / scale
         for gradient in (d_query, d_keys):
             if gradient is not None:
                 gradient *= scale / len(keys)
-        ctx.gradients = d_query, d_keys, None if d_scale is None else d_scale / len(keys)
+        for gradient in (d_scale, d_bias):
+            if gradient is not None:
+                gradient /= len(keys)
+        ctx.gradients = d_query, d_keys, d_scale, d_bias
         return loss / len(keys)
 
     @staticmethod
     def backward(ctx: Any, *d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if gradient is None else d_loss[0] * gradient for gradient in ctx.gradients), None, None
+        gradients = (None if gradient is None else d_loss[0] * gradient for gradient in ctx.gradients)
+        return None, *gradients, None, None
 
 
 def project_on_principal_components(image: Tensor, components: int = PRINCIPAL_COMPONENTS) -> Tensor:

@@ -101,15 +101,15 @@ class Metrics:
 class DivergenceMonitor:
     """Detects a loss or gradient that is not finite, and a loss far above that of guessing.
 
-    Guessing gives each term of the loss the logarithm of the batch size. A training whose loss exceeds twice that for
-    `PATIENCE_STEPS` steps in a row has diverged. Its earlier weights were better, so these steps get no checkpoint.
+    A training whose loss exceeds twice that of guessing for `PATIENCE_STEPS` steps in a row has diverged. Its earlier
+    weights were better, so these steps get no checkpoint.
     """
 
     PATIENCE_STEPS = 10
 
-    def __init__(self, batch_size: int, terms: int) -> None:
-        """`terms` is the number of contrastive losses that are summed."""
-        self._limit = 2 * terms * math.log(batch_size)
+    def __init__(self, guessing: float) -> None:
+        """`guessing` is the loss where all similarities are 0."""
+        self._limit = 2 * guessing
         self._steps_above = 0
 
     @property

@@ -68,8 +68,19 @@ class PackedTexts:
         return len(self.order)
 
 
-def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
-    """Place texts in rows for the tower `tower`. `ids`: token ids of N texts, without padding."""
+def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]], padding: Sequence[int] = ()) -> PackedTexts:
+    """Place texts in rows for the tower `tower`.
+
+    Args:
+        tower: The text tower.
+        ids: Token ids of N texts, without padding.
+        padding: Length of the padding before the words of the first texts. Those beyond its end have none. A tower that
+            sees padding gets tokens of it. In any other the words move back, which costs no computation.
+    """
+    moves = [*padding, *[0] * (len(ids) - len(padding))]
+    if (token := tower.family.prefix_token) is not None:
+        ids = [[text_ids[0], *[token] * move, *text_ids[1:]] for text_ids, move in zip(ids, moves, strict=True)]
+        moves = [0] * len(ids)
     lengths = [len(text_ids) for text_ids in ids]
     if tower.supports_packing:
         rows, width = pack_cheapest(lengths, tower.proj.in_features)
@@ -82,7 +93,8 @@ def pack_texts(tower: TextTower, ids: Sequence[Sequence[int]]) -> PackedTexts:
     distinct_ids, inverse = np.unique(row_ids, return_inverse=True)
     order = np.empty(len(ids), dtype=np.int64)
     order[[text for row in rows for text in row]] = np.arange(len(ids))
-    layout = tower.placement.rows([[lengths[text] for text in texts] for texts in rows], width)
+    row_lengths, row_moves = ([[each[text] for text in texts] for texts in rows] for each in (lengths, moves))
+    layout = tower.placement.rows(row_lengths, width, row_moves)
     return PackedTexts(rows, row_ids, layout, distinct_ids, inverse.reshape(row_ids.shape), order, sum(lengths))
 
 

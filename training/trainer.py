@@ -31,9 +31,10 @@ from lotlip_data.training.data import dataset as data
 from lotlip_data.training.data.feature_cache import FeatureCache
 from lotlip_data.training.data.loader import prefetch_batches
 from lotlip_data.training.data.pixel_reader import PixelReader
+from lotlip_data.training.data.text_picker import ScoreUse, TextPicker
 from lotlip_data.training.devices import local_device
 from lotlip_data.training.distributed import SINGLE_PROCESS, ProcessGroup, run_on_first
-from lotlip_data.training.loss import Loss, lotlip_loss
+from lotlip_data.training.loss import Loss, loss_of_guessing, lotlip_loss, term_factors
 from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiverged, memory_gib, metrics_url
 from lotlip_data.training.models.lotlip import load_model
 from lotlip_data.training.models.towers import TwoTowers
@@ -119,9 +120,15 @@ class Trainer:
         self.checkpoints = CheckpointManager(out, config.keep_checkpoints)
         self.stop_signal = StopSignal()
         self._stopping = False
-        terms = 1 + self.long_texts * (1 + (config.corner_tokens if config.corner_loss else 0))
-        self.divergence_monitor = DivergenceMonitor(config.batch, terms if config.reduction == "sum" else 1)
+        self.divergence_monitor = DivergenceMonitor(self._loss_of_guessing())
         self.use_lanes(group.size)
+
+    def _loss_of_guessing(self) -> float:
+        config, bias = self.config, self.towers.logit_bias
+        long_terms = self.long_texts * (1 + (config.corner_tokens if config.corner_loss else 0))
+        short_factor, long_factor = term_factors(long_terms, config.reduction, config.short_weight)
+        term = loss_of_guessing(config.batch, None if bias is None else bias.item())
+        return (short_factor + long_terms * long_factor) * term
 
     def _enable_checkpointing_and_compile(self) -> None:
         if self.config.activation_checkpointing:
@@ -146,8 +153,17 @@ class Trainer:
         scores = None
         if config.uses_scores:
             temperature = config.text_temperature if config.text_weights == "score" else None
-            scores = data.ScoreUse(temperature, config.best_sub_captions)
-        picker = data.TextPicker(self.captioners, self.long_texts, config.sub_captions, dataset.sub_captions, scores)
+            scores = ScoreUse(temperature, config.best_sub_captions)
+        picker = TextPicker(
+            self.captioners,
+            self.long_texts,
+            config.sub_captions,
+            dataset.sub_captions,
+            scores,
+            choice=config.sub_caption_choice,
+            short_text=config.short_text,
+            prefix_padding=config.prefix_padding,
+        )
         self.batches = data.Batches(dataset, picker, config.batch, config.seed, lanes=own_lanes, lane_count=lanes)
         open_shards = data.open_shard_count(own_lanes)
         self.images: FeatureCache | PixelReader
@@ -180,15 +196,7 @@ class Trainer:
         # Both towers on this process's samples; the features of all processes.
         features = self.encode(batch)
         # Short loss plus long loss (paper, Eq. 1–6), of this process's rows of the global batch.
-        loss = lotlip_loss(
-            features.image,
-            features.short,
-            features.long,
-            towers.scale,
-            config.reduction,
-            short_image=features.short_image,
-            local_rows=features.local_rows,
-        )
+        loss = self.loss(features)
         loss.total.backward()
 
         total, short, long, tokens, computed_tokens = self._sum_over_processes(loss, features)
@@ -203,12 +211,28 @@ class Trainer:
             "short": short,
             "long": long,
             "scale": towers.scale.item(),
+            **({} if towers.logit_bias is None else {"bias": towers.logit_bias.item()}),
             "gradient": norm,
             "lr": rate,
             "tokens": tokens,
             "padding": 1 - tokens / computed_tokens,
             "memory_gib": memory_gib(),
         }
+
+    def loss(self, features: BatchFeatures) -> Loss:
+        """The loss of this process's rows. The losses of all processes add up to that of the global batch."""
+        return lotlip_loss(
+            features.image,
+            features.short,
+            features.long,
+            self.towers.scale,
+            self.config.reduction,
+            bias=self.towers.logit_bias,
+            label_smoothing=self.config.label_smoothing,
+            short_weight=self.config.short_weight,
+            short_image=features.short_image,
+            local_rows=features.local_rows,
+        )
 
     def _sum_over_processes(self, loss: Loss, features: BatchFeatures) -> list[float]:
         """The global batch's total, short and long loss, its text tokens, and the tokens computed for them.
@@ -242,11 +266,15 @@ class Trainer:
         """This process's samples of the step's global batch."""
         samples = self.batches.samples(step)
         texts = self.batches.texts(samples)
-        raw_then_long = [text.raw for text in texts] + [long for text in texts for long in text.long]
+        short_then_long = [text.short for text in texts] + [long for text in texts for long in text.long]
         images = self.images.load(samples)
         images = images.pin_memory() if local_device().type == "cuda" else images
-        ids = self.model.tokenizer.encode(raw_then_long).ids
-        return Batch(images, pack_texts(self.towers.text, ids))
+        ids = self.model.tokenizer.encode(short_then_long).ids
+        padding = [
+            int(text.padding * (self.model.tokenizer.room(text_ids) + 1))
+            for text, text_ids in zip(texts, ids, strict=False)  # the short texts come first
+        ]
+        return Batch(images, pack_texts(self.towers.text, ids, padding))
 
     def run(self) -> TrainResult:
         """Run the remaining steps and write the model's folder.

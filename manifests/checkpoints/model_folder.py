@@ -36,6 +36,8 @@ class Towers(TypedDict):
     mask: bool
     pooling: NotRequired[str]
     projection: NotRequired[int]
+    logit_bias: NotRequired[bool]
+    """Whether the loss is a sigmoid of pairs, whose bias is among the weights."""
 
 
 @with_config(ConfigDict(extra="forbid"))

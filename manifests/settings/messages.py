@@ -154,6 +154,7 @@ _MESSAGES: dict[str, Callable[[str, Any], str]] = {
     "string_pattern_mismatch": lambda value, context: f"{value} may contain only lowercase letters, digits, - and _",
     "greater_than": lambda value, context: f"{value} is too small; it must be above {context['gt']:g}",
     "greater_than_equal": lambda value, context: f"{value} is too small; it must be at least {context['ge']:g}",
+    "less_than": lambda value, context: f"{value} is too large; it must be below {context['lt']:g}",
     "less_than_equal": lambda value, context: f"{value} is too large; it must be at most {context['le']:g}",
     "model_type": _not_a_mapping,
     "mapping_type": _not_a_mapping,

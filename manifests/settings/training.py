@@ -11,13 +11,26 @@ from pydantic import Field, field_validator
 
 from lotlip_data.manifests.settings.base import ListEntry, Settings, SparseSettings
 
-Method = Literal["lit", "lit_long", "lit_longclip", "register", "lotlip", "clip", "lotlip_scratch"]
+Method = Literal[
+    "lit",
+    "lit_long",
+    "lit_longclip",
+    "register",
+    "lotlip",
+    "clip",
+    "lotlip_scratch",
+    "longclip",
+    "debias",
+    "multi_positive",
+]
 TrainingPreset = Literal["3m", "12m", "30m", "100m", "demo"]
 
 PAPER_TOWER = "timm/vit_base_patch16_224.augreg_in21k"
 """ViT-B/16 at 224 pixels, pre-trained on ImageNet-21k (paper); the timm weights are those of the authors' code."""
 
 Count = Annotated[int, Field(ge=1)]
+ShortText = Literal["raw", "first_sub_caption", "debiased", "sampled"]
+SubCaptionChoice = Literal["consecutive", "diverse"]
 
 
 class TrainingSettings(Settings):
@@ -60,8 +73,23 @@ class TrainingSettings(Settings):
     text_form: Literal["authors", "punkt"] = "authors"
     """Rule by which a BERT-like tower's tokenizer splits a text into sub-captions: at every ". " as the authors' code,
     or by Punkt."""
-    sub_captions: Annotated[int, Field(ge=0)] = 3
-    """S: number of consecutive sub-captions that are drawn from a long text (paper: 3; 0: no long texts, Fig. 2)."""
+    sub_captions: Annotated[int, Field(ge=0)] | Literal["all"] = 3
+    """S: number of consecutive sub-captions that are drawn from a long text (paper: 3; 0: no long texts, Fig. 2);
+    `all`: the whole text."""
+    sub_caption_choice: SubCaptionChoice = "consecutive"
+    """Which sub-captions a long text is made of: S consecutive ones of one captioner (paper), or `diverse`: 1 to S of
+    the raw text and all captioners' texts, half of the time consecutive ones, else any in random order (FLAIR)."""
+    short_text: ShortText = "raw"
+    """The short text of a sample: the raw text (paper); the first sub-caption of the first long text (Long-CLIP);
+    `debiased`: some of the others in random order (DeBias-CLIP); `sampled`: one more text, drawn as long texts are."""
+    short_image: Literal["features", "principal_components"] = "features"
+    """What short texts are matched to: the image features (paper), or what their first 32 principal components in the
+    batch keep of them (Long-CLIP)."""
+    short_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """λ: the loss is λ × short loss + (1 − λ) × long loss (DeBias-CLIP). Default: their sum (paper)."""
+    prefix_padding: bool = False
+    """Padding of random length stands before the words of a short text, as much as the context length allows
+    (DeBias-CLIP). CLIP sees it; a BERT-like tower does not, so that only the positions of the words change."""
     long_texts: Annotated[int, Field(ge=0)] | Literal["all"] = 3
     """T: number of long texts per sample and step, of different captioners where there are as many (ours); `all`: one
     of each captioner."""
@@ -78,6 +106,11 @@ class TrainingSettings(Settings):
     of the text. Default: all."""
     reduction: Literal["sum", "mean"] = "sum"
     """Reduction of the loss over texts: the paper's sum, or the mean of the authors' code."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss of an image and a text: softmax over the batch (paper), or SigLIP's sigmoid of each pair, with a bias that
+    learns."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """With `loss: softmax`: share of the target that is spread evenly over the batch (Long-CLIP: 0.1)."""
 
     epochs: Annotated[float, Field(gt=0)] = 10
     """Number of passes over the dataset."""

@@ -13,8 +13,8 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Method to train: lit, lit_long, lit_longclip, register, lotlip, clip or lotlip_scratch. "
-            "Default: the trainings of the manifest."
+            help="Method to train: lit, lit_long, lit_longclip, register, lotlip, clip, lotlip_scratch, longclip, "
+            "debias or multi_positive. Default: the trainings of the manifest."
         ),
     ] = None,
     preset: Annotated[

@@ -124,6 +124,10 @@ def _arm(name: str, label: str, method: str, start: str | None = None, **setting
     return Arm(name, label, method, tuple(settings.items()), start)
 
 
+_LOCKED = {"lock_image": True, "images": "features", "stretch": None, "context_length": 128}
+"""Long-CLIP and DeBias-CLIP train both towers and stretch the text positions of a CLIP. Here the image tower stays
+locked, as in all arms, and the text tower has positions enough."""
+
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -137,10 +141,11 @@ ARMS: dict[str, Arm] = {
         _arm("unmasked", "LoTLIP, no mask", "lotlip", corner_mask=False),
         *(_arm(f"only_{name}", f"LoTLIP, {name} only", "lotlip", captioners=(name,)) for name in WRITERS),
         _arm("lit_long_s1", "LiT + long texts, S = 1", "lit_long", sub_captions=1),
-        _arm("lit_long_s6", "LiT + long texts, S = 6", "lit_long", sub_captions=6),
         _arm("lotlip_s1", "LoTLIP, S = 1", "lotlip", sub_captions=1),
-        _arm("lotlip_s6", "LoTLIP, S = 6", "lotlip", sub_captions=6),
-        _arm("clip_long", "CLIP + long texts", "lit_long", start="lit", sub_captions=6),
+        _arm("lotlip_all", "LoTLIP, S = all", "lotlip", sub_captions="all"),
+        _arm("clip_long", "CLIP + long texts", "lit_long", start="lit", sub_captions="all"),
+        _arm("longclip", "Long-CLIP", "longclip", start="lit", **_LOCKED),
+        _arm("debias", "DeBias-CLIP", "debias", start="lit", **_LOCKED),
     )
 }
 """All arms by name, in training order."""

@@ -19,7 +19,7 @@ from lotlip_data.manifests.run_layout import Run
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text, raw_text
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.batch_encoder import Batch, BatchFeatures
-from lotlip_data.training.loss import Loss, lotlip_loss
+from lotlip_data.training.loss import Loss
 from lotlip_data.training.trainer import Trainer
 
 # Trains on RUN into OUT with SETTINGS in JSON, in a process of its own. It prints every step, so that a test knows
@@ -47,16 +47,7 @@ train(make_config(**json.loads(settings)), run, out)
 def batch_loss(trainer: Trainer, batch: Batch) -> tuple[Loss, BatchFeatures]:
     """The loss of a batch as `Trainer.step` computes it."""
     features = trainer.encode(batch)
-    loss = lotlip_loss(
-        features.image,
-        features.short,
-        features.long,
-        trainer.towers.scale,
-        trainer.config.reduction,
-        short_image=features.short_image,
-        local_rows=features.local_rows,
-    )
-    return loss, features
+    return trainer.loss(features), features
 
 
 def write_run(

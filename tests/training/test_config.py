@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lotlip_data.training.config import METHODS, PRESETS, ConfigError, make_config
+from lotlip_data.training.config import LATER_SETTINGS, METHODS, PRESETS, ConfigError, make_config
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
@@ -30,6 +30,16 @@ def test_every_method_is_valid_at_every_preset(method, preset):
         ({"text_temperature": 0.5}, "does nothing without text_weights: score"),
         ({"text_weights": "score", "sub_captions": 0}, "this training has none; remove them"),
         ({"method": "lit", "best_sub_captions": 2}, "text_weights, best_sub_captions: choose among long texts"),
+        ({"method": "lit", "short_text": "debiased"}, "short_text: debiased is made of long texts, and this training"),
+        ({"sub_captions": 0, "short_text": "first_sub_caption"}, "first_sub_caption is made of long texts"),
+        ({"sub_captions": "all", "sub_caption_choice": "diverse"}, "diverse draws 1 to S sub-captions"),
+        ({"method": "clip", "sub_caption_choice": "diverse"}, "diverse draws 1 to S sub-captions"),
+        ({"method": "multi_positive", "short_text": "debiased"}, "debiased is a part of one long text"),
+        ({"method": "longclip", "loss": "sigmoid"}, "label_smoothing: has no meaning for the sigmoid of a pair"),
+        ({"method": "lit", "short_weight": 0.5}, "short_weight: weighs short against long texts"),
+        ({"method": "debias", "reduction": "mean"}, "short_weight: weighs the texts in place of reduction: mean"),
+        ({"short_weight": 1}, "`short_weight`: 1 is too large; it must be below 1"),
+        ({"label_smoothing": 1}, "`label_smoothing`: 1 is too large; it must be below 1"),
         ({"captioners": "llava"}, "`captioners`: 'llava' should be a valid list"),
     ],
 )
@@ -67,12 +77,52 @@ def test_the_settings_that_a_small_dataset_gets_proposed_work(samples, method):
     assert make_config(method=method, **proposed).steps(samples) > proposed["warm_up"]
 
 
-def test_settings_of_scores_are_recorded_only_where_they_are_set_so_that_earlier_trainings_resume():
-    names = {"text_weights", "text_temperature", "best_sub_captions"}
-    assert not names & set(make_config(image_tower="x", text_weights="uniform").to_dict())
+def test_later_settings_are_recorded_only_where_they_are_set_so_that_earlier_trainings_resume():
+    for method in ("lit", "lit_long", "lit_longclip", "register", "lotlip", "clip", "lotlip_scratch"):
+        assert not set(LATER_SETTINGS) & set(make_config(method, image_tower="x", text_weights="uniform").to_dict())
+    changed = make_config("lit_longclip", short_image="features").to_dict()
+    assert changed["short_image"] == "features"
+    for method in ("longclip", "debias", "multi_positive"):
+        recorded = make_config(method).to_dict()
+        assert {name: recorded[name] for name in METHODS[method] if name in LATER_SETTINGS} == {
+            name: value for name, value in METHODS[method].items() if name in LATER_SETTINGS
+        }
     weighted = make_config(image_tower="x", text_weights="score", text_temperature=0.5, best_sub_captions=4).to_dict()
-    assert {name: weighted[name] for name in names} == {
+    assert {name: weighted[name] for name in LATER_SETTINGS if name in weighted} == {
         "text_weights": "score",
         "text_temperature": 0.5,
         "best_sub_captions": 4,
     }
+
+
+def test_a_preset_overrides_what_a_method_was_published_with_and_settings_override_both():
+    published = make_config("longclip")
+    assert (published.lr, published.batch, published.epochs) == (1e-6, 2048, 6)
+    assert (published.start_from, published.stretch) == ("openai/clip-vit-base-patch16", "longclip")
+    assert published.context_length == 248
+    demo = make_config("longclip", "demo")
+    assert (demo.lr, demo.batch, demo.label_smoothing, demo.betas) == (1e-3, 32, 0.1, (0.9, 0.999))
+    assert make_config("longclip", "demo", lr=1e-5).lr == 1e-5
+    other = make_config("debias", "demo", start_from="some/clip")
+    assert (other.start_from, other.stretch, other.context_length) == ("some/clip", "longclip", 248)
+
+
+def test_towers_that_are_given_replace_the_model_that_a_method_starts_from():
+    for config in (make_config("longclip", "demo"), make_config("longclip", text_tower="some/bert")):
+        assert (config.start_from, config.stretch, config.context_length) == (None, None, 128)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("longclip", {"corner_tokens": 2}),
+        ("debias", {"corner_tokens": 2}),
+        ("multi_positive", {"corner_tokens": 2}),
+        ("lotlip", {"loss": "sigmoid"}),
+        ("lotlip", {"short_text": "debiased", "short_image": "principal_components"}),
+        ("debias", {"text_weights": "score", "best_sub_captions": 4}),
+    ],
+)
+def test_settings_of_one_method_combine_with_another(method, settings):
+    config = make_config(method, **settings)
+    assert all(getattr(config, name) == value for name, value in settings.items())

@@ -97,11 +97,16 @@ def test_loss_and_gradients_of_2_and_4_processes_are_those_of_one_for_every_meth
     settings["mean"] = {**SETTINGS, **towers, "reduction": "mean"}
     scores = {"text_weights": "score", "text_temperature": 0.5, "best_sub_captions": 4, "long_texts": 2}
     settings["scores"] = {**SETTINGS, **towers, **scores}
+    settings["sigmoid with corners"] = {**SETTINGS, **towers, "loss": "sigmoid", "method": "lotlip"}
+    settings["debias with scores"] = {**SETTINGS, **towers, **scores, "method": "debias", "corner_tokens": 2}
     for kind, write in (("clip", write_clip), ("siglip", write_siglip)):
         write(tmp_path / kind)
         start_from = {"start_from": str(tmp_path / kind), "stretch": "linear", "context_length": 40}
         settings[f"{kind}, locked images"] = {**SETTINGS, **start_from}
         settings[f"{kind}, both towers"] = {**SETTINGS, **start_from, "lock_image": False, "images": "pixels"}
+        settings[f"{kind}, sigmoid"] = {**SETTINGS, **start_from, "loss": "sigmoid"}
+    clip = {"start_from": str(tmp_path / "clip"), "context_length": 40}
+    settings["debias from a clip"] = {**SETTINGS, **clip, "method": "debias"}
     settings["accumulate both towers"] = {**settings["lotlip_scratch"], "accumulate": 3}
     for size in (1, 2, 4):
         finish(start(size, FIRST_STEP, run, tmp_path, json.dumps(settings)))

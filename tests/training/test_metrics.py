@@ -10,8 +10,8 @@ from lotlip_data.training.metrics import DivergenceMonitor, Metrics, TrainingDiv
 
 
 def test_a_loss_above_twice_that_of_guessing_stops_the_training_after_ten_steps_in_a_row():
-    monitor = DivergenceMonitor(batch_size=100, terms=4)
     guessing = 4 * math.log(100)
+    monitor = DivergenceMonitor(guessing)
     for _ in range(9):
         monitor.check(2.01 * guessing, 1.0, [])
         assert not monitor.is_healthy

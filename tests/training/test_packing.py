@@ -67,6 +67,39 @@ def test_features_and_gradients_equal_the_padded_ones_for_any_lengths(corners, a
     assert_same(gradients(tower, features), gradients(tower, expected_features))
 
 
+@CASES
+def test_words_that_are_moved_back_have_the_features_of_masked_padding_before_them(corners, attention):
+    tower, ids, padding = TOWERS[corners, attention], texts(corners, [40, 9, 30, 64, 12]), [3, 100, 0]
+    spaced = [
+        [*row[: corners + 1], *[0] * moved, *row[corners + 1 :]]
+        for row, moved in zip(ids, [*padding, 0, 0], strict=True)
+    ]
+    expected_features, packed = padded(tower, spaced), pack_texts(tower, ids, padding)
+    features = embed_packed(tower, packed, chunks=2).features
+    torch.testing.assert_close(features, expected_features, **TOLERANCE)
+    assert_same(gradients(tower, features), gradients(tower, expected_features))
+    assert packed.tokens == 40 + 9 + 30 + 64 + 12
+    unmoved = embed_packed(tower, pack_texts(tower, ids)).features
+    assert not torch.allclose(features[:2], unmoved[:2], atol=1e-3)
+    torch.testing.assert_close(features[2:], unmoved[2:], **TOLERANCE)
+
+
+@pytest.mark.parametrize("corners", [0, 2])
+def test_padding_that_a_causal_tower_sees_is_tokens_before_the_words(corners):
+    """As [SOT, padding, words, EOT] of Long-CLIP's tokenizer, whose padding is 0. [EOT] and the corners stay behind."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = transformers.CLIPTextConfig(**sizes, vocab_size=100, max_position_embeddings=40, eos_token_id=99)
+    torch.manual_seed(0)
+    tower = TextTower(transformers.CLIPTextModel(config), 16, TextSettings(corners)).eval()
+    ids = [[98, *range(5, 5 + length), 99, *range(100, 100 + corners)] for length in (7, 12, 3)]
+    spaced = [[row[0], *[0] * moved, *row[1:]] for row, moved in zip(ids, (4, 20, 0), strict=True)]
+    with torch.no_grad():
+        packed = pack_texts(tower, ids, (4, 20))
+        alone = torch.cat([tower(torch.tensor([row])) for row in spaced])
+        torch.testing.assert_close(embed_packed(tower, packed).features, alone, **TOLERANCE)
+    assert packed.tokens == sum(map(len, spaced)) and packed.layout.position.max() == 33
+
+
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=40), extra=st.integers(0, 20))
 def test_every_text_is_in_one_row_and_no_two_rows_would_fit_into_one(lengths, extra):
     width = max(lengths) + extra

@@ -86,28 +86,54 @@ def test_accumulation_and_activation_checkpointing_change_no_gradient(make_train
     assert_gradients_close(gradients, expected)
 
 
-TERMS = {"lit": 1, "clip": 1, "lit_long": 3, "lit_longclip": 3, "register": 3, "lotlip": 1 + 2 * 3}
-TERMS["lotlip_scratch"] = TERMS["lotlip"]
+TERMS = {"lit": 1, "clip": 1, "lotlip": 1 + 2 * 3, "lotlip_scratch": 1 + 2 * 3}
+"""Terms of a method's loss with two long texts and two corner tokens. Not listed: 3."""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_of_a_method_has_its_terms(make_trainer, monkeypatch, method):
-    """With two long texts and two corner tokens: the number of contrastive losses, and the images of each."""
+    """With two long texts: the number of losses of an image and a text, their kind, and the images of each."""
     settings = {} if method in ("lit", "clip") else {"long_texts": 2}
-    trainer, pairs, contrastive_loss = make_trainer(method=method, **settings), [], loss.contrastive_loss
+    trainer, pairs = make_trainer(method=method, **settings), []
 
-    def record(image, text, scale, local_rows):
-        pairs.append((image, text))
-        return contrastive_loss(image, text, scale, local_rows)
+    def record(kind):
+        function = getattr(loss, kind)
 
-    monkeypatch.setattr(loss, "contrastive_loss", record)
-    first_loss(trainer)
-    assert len(pairs) == TERMS[method]
+        def call(image, text, *arguments):
+            pairs.append((kind, image, text))
+            return function(image, text, *arguments)
+
+        return call
+
+    for kind in ("contrastive_loss", "sigmoid_loss"):
+        monkeypatch.setattr(loss, kind, record(kind))
+    value = first_loss(trainer)[0]
+    assert len(pairs) == TERMS.get(method, 3)
+    assert {kind for kind, _, _ in pairs} == {f"{'sigmoid' if method == 'multi_positive' else 'contrastive'}_loss"}
     images = trainer.images.load(trainer.batches.samples(0))
     image = F.normalize(images if images.ndim == 2 else trainer.towers.image(images), dim=-1)
     projected = project_on_principal_components(image, PRINCIPAL_COMPONENTS)
-    assert torch.equal(pairs[0][0], projected if method == "lit_longclip" else image)
-    assert all(torch.equal(other, image) for other, _ in pairs[1:])
+    has_components = method in ("lit_longclip", "longclip", "debias")
+    torch.testing.assert_close(pairs[0][1], projected if has_components else image, rtol=0, atol=0)
+    assert all(torch.equal(other, image) for _, other, _ in pairs[1:])
+    # A training at its first step guesses: the limit of divergence is twice that.
+    assert value.total.item() < 1.5 * trainer._loss_of_guessing()
+
+
+def test_prefix_padding_moves_the_words_of_short_texts_alone_up_to_the_context(make_trainer):
+    plain, padded = (
+        make_trainer(method="debias", prefix_padding=padding).make_batch(0).texts for padding in (False, True)
+    )
+    assert (plain.ids == padded.ids).all() and plain.tokens == padded.tokens
+    moves = []
+    for row, texts in enumerate(padded.rows):
+        for number, text in enumerate(texts):
+            before, after = (each.layout.position[row][each.layout.text[row] == number] for each in (plain, padded))
+            (move,) = set((after - before)[1:].tolist())
+            assert after[0] == 0 and after.max() < SETTINGS["context_length"]
+            assert move >= 0 and (text < SETTINGS["batch"] or move == 0)
+            moves.append(move)
+    assert len(set(moves)) > SETTINGS["batch"] / 2
 
 
 def test_without_the_mask_corner_tokens_keep_their_loss_and_all_tokens_see_them(make_trainer, whole_batch_loss):

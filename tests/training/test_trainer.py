@@ -84,7 +84,7 @@ def uninterrupted(run_and_settings, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lit", "lotlip", "lotlip_scratch"])
+@pytest.mark.parametrize("method", ["lit", "lotlip", "lotlip_scratch", "longclip", "debias", "multi_positive"])
 def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
     run_and_settings, uninterrupted, tmp_path, monkeypatch, method
 ):
@@ -108,10 +108,12 @@ WITH_SCORES = {"text_weights": "score", "text_temperature": 0.5, "best_sub_capti
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["lotlip", "debias", "multi_positive"])
 def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
-    run_and_settings, tmp_path, monkeypatch
+    run_and_settings, tmp_path, monkeypatch, method
 ):
-    run, settings = write_run(tmp_path / "run", scores=True), {**run_and_settings[1], **WITH_SCORES}
+    run = write_run(tmp_path / "run", scores=True)
+    settings = {**run_and_settings[1], **WITH_SCORES, "method": method}
     _train_in_process(run, tmp_path / "a", settings)
     monkeypatch.setenv("SIGNAL_AFTER", "0 13")
     monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
@@ -124,14 +126,18 @@ def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize(
+    ("kind", "later"),
+    [("clip", {}), ("siglip", {}), ("clip", {"method": "debias"}), ("siglip", {"loss": "sigmoid"})],
+)
 def test_a_training_that_starts_from_a_clip_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_one(
-    run_and_settings, tmp_path, monkeypatch, kind
+    run_and_settings, tmp_path, monkeypatch, kind, later
 ):
     run, _ = run_and_settings
     {"clip": write_clip, "siglip": write_siglip}[kind](tmp_path / kind)
     images = {"lock_image": False, "images": "pixels"}
     settings = {**SETTINGS, **images, "start_from": str(tmp_path / kind), "stretch": "longclip", "context_length": 40}
+    settings |= later
     _train_in_process(run, tmp_path / "a", settings)
     monkeypatch.setenv("SIGNAL_AFTER", "0 13")
     monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
@@ -419,3 +425,19 @@ def test_a_training_keeps_the_precision_that_it_started_with(run_and_settings, t
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert trainer._resolve_precision(config, str(tmp_path)).precision == "float32"
+
+
+def test_a_model_of_the_sigmoid_loss_records_its_bias_and_one_of_the_softmax_has_none(run_and_settings, tmp_path):
+    _, settings = run_and_settings
+    for loss in ("softmax", "sigmoid"):
+        model = load_model(make_config(**settings, loss=loss))
+        model.save(str(tmp_path / loss))
+        loaded = LoTLIP.load(str(tmp_path / loss))
+        assert _are_equal(model.towers.state_dict(), loaded.towers.state_dict())
+        description = json.loads((tmp_path / loss / "config.json").read_text())["towers"]
+        assert ("logit_bias" in description) == ("logit_bias" in model.towers.state_dict()) == (loss == "sigmoid")
+    assert (loaded.towers.scale.item(), loaded.towers.logit_bias.item()) == pytest.approx((10.0, -10.0))
+    with torch.no_grad():  # the scale of SigLIP's checkpoints is above the limit that CLIP's has
+        loaded.towers.log_scale.fill_(5.0)
+    loaded.towers.clamp_scale()
+    assert loaded.towers.log_scale.item() == 5.0

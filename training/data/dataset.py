@@ -1,9 +1,7 @@
-"""The dataset as an endless, seeded sequence of samples, and the texts that each sample contributes to a step.
+"""The dataset as an endless, seeded sequence of samples, and the reader of their texts.
 
 The sample at a position of the sequence depends on the seed alone, so resuming needs only the number of the step.
 Global batches are always full: a batch that crosses the end of an epoch continues in the next epoch.
-
-Letters: T long texts per sample and step, S consecutive sub-captions per long text (paper, Sec. 4.2; S = 3).
 """
 
 import functools
@@ -11,22 +9,19 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from lotlip_data.manifests import artifacts, subcaptions
+from lotlip_data.manifests import artifacts
 from lotlip_data.manifests.formats import dataset_index, schema
 from lotlip_data.manifests.formats.dataset_index import DatasetError, ShardFile
 from lotlip_data.manifests.formats.schema import SUB_SUFFIX
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.manifests.subcaptions import SplitMode
+from lotlip_data.training.data.text_picker import SampleTexts, TextPicker, TextRow
 
 Content = TypeVar("Content")
-
-TextRow = dict[str, Any]
-"""A row of a Parquet twin: `key`, `raw` (str or None), and for each captioner `NAME_sub` (list[str] or None). If the
-training uses scores, also `NAME_score` (float or None) and `NAME_sub_scores` (list[float | None] or None)."""
 
 VERIFY_REMEDY = "Run `lotlip-data verify` on the run."
 
@@ -123,118 +118,6 @@ class SampleOrder:
     @functools.lru_cache(maxsize=16)  # noqa: B019 - the order lives as long as its training
     def _row_order(self, epoch: int, shard: int) -> np.ndarray:
         return np.random.default_rng([self._seed, _ROW_STREAM, epoch, shard]).permutation(self._counts[shard])
-
-
-@dataclass(frozen=True)
-class SampleTexts:
-    """The texts of one sample at one step: the raw text and T long texts."""
-
-    raw: str
-    long: list[str]
-
-
-@dataclass(frozen=True)
-class ScoreUse:
-    """How the choice of texts uses their scores. A text or sub-caption without a score has the mean weight."""
-
-    temperature: float | None = None
-    """Texts and windows of sub-captions are drawn with weight exp(score / temperature). None: all alike."""
-    best: int | None = None
-    """Only so many sub-captions of a long text are used, those with the highest scores. None: all."""
-
-
-class TextPicker:
-    """Picks T long texts of a sample at random, and S consecutive sub-captions of each (paper, Fig. 2).
-
-    The captioners of a sample's long texts differ while it has enough of them. A sample with fewer than T long texts
-    uses some twice, each time with other sub-captions. A sample without long texts uses its raw text instead.
-    """
-
-    def __init__(
-        self,
-        captioners: Sequence[str],
-        long_texts: int,
-        sub_captions: int,
-        mode: SplitMode,
-        scores: ScoreUse | None = None,
-    ) -> None:
-        """
-        Args:
-            captioners: Whose long texts are used.
-            long_texts: T.
-            sub_captions: S.
-            mode: How the dataset's long texts were split.
-            scores: How scores are used. None: they are not, and the dataset needs none.
-        """
-        self.captioners = list(captioners)
-        self.long_texts = long_texts
-        self.sub_captions = sub_captions
-        self.mode = mode
-        self.scores = scores
-
-    def pick(self, row: TextRow, rng: np.random.Generator) -> SampleTexts:
-        raw = row["raw"] or ""
-        if not self.long_texts:
-            return SampleTexts(raw, [])
-        names = [name for name in self.captioners if row[name + SUB_SUFFIX]]
-        if not names:
-            return SampleTexts(raw, [raw] * self.long_texts)
-        rounds = -(-self.long_texts // len(names))
-        picked = np.concatenate([self._permutation(row, names, rng) for _ in range(rounds)])[: self.long_texts]
-        return SampleTexts(raw, [self._window(row, names[index], rng) for index in picked])
-
-    def _permutation(self, row: TextRow, names: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-        """A random order of the captioners: the next one is drawn with its weight, of those that are left."""
-        if self.scores is None or self.scores.temperature is None:
-            return rng.permutation(len(names))
-        scores = [row[schema.text_score_column(name, schema.SCORE)] for name in names]
-        weights = log_weights(scores, self.scores.temperature)
-        return np.argsort(-(weights + rng.gumbel(size=len(names))), kind="stable")
-
-    def _window(self, row: TextRow, name: str, rng: np.random.Generator) -> str:
-        pieces = row[name + SUB_SUFFIX]
-        scores = None
-        if self.scores is not None:
-            scores = row[schema.piece_scores_column(name, schema.SCORE)] or [None] * len(pieces)
-            if self.scores.best is not None:
-                kept = best_indices(scores, self.scores.best)
-                pieces, scores = [pieces[index] for index in kept], [scores[index] for index in kept]
-        count = min(self.sub_captions, len(pieces))
-        first = self._first_of_window(scores, len(pieces), count, rng)
-        return subcaptions.join(pieces[first : first + count], self.mode)
-
-    def _first_of_window(
-        self, scores: Sequence[float | None] | None, pieces: int, count: int, rng: np.random.Generator
-    ) -> int:
-        """Where a window of `count` sub-captions begins. Its weight is the geometric mean of their weights."""
-        if scores is None or self.scores is None or self.scores.temperature is None:
-            return int(rng.integers(pieces - count + 1))
-        weights = log_weights(scores, self.scores.temperature)
-        means = np.lib.stride_tricks.sliding_window_view(weights, count).mean(axis=1)
-        return int(np.argmax(means + rng.gumbel(size=len(means))))  # a draw with weights exp(means)
-
-
-def log_weights(scores: Sequence[float | None], temperature: float) -> np.ndarray:
-    """float64 [N], the logarithms of the weights exp(score / temperature), up to a common summand.
-
-    Args:
-        scores: N scores. None has the mean weight of the others.
-        temperature: Above 0.
-    """
-    values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64) / temperature
-    known = np.isfinite(values)
-    if not known.any():
-        return np.zeros(len(values))
-    values -= values[known].max()
-    return np.where(known, values, np.log(np.exp(values[known]).mean()))
-
-
-def best_indices(scores: Sequence[float | None], count: int) -> list[int]:
-    """The indices of the `count` highest scores, in order. None is as the mean of the others; of equals the first."""
-    values = np.array([np.nan if score is None else score for score in scores], dtype=np.float64)
-    known = np.isfinite(values)
-    values = np.where(known, values, values[known].mean() if known.any() else 0.0)
-    return sorted(np.argsort(-values, kind="stable")[:count].tolist())
 
 
 class TextReader:

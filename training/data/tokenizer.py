@@ -84,6 +84,10 @@ class TextTokenizer(abc.ABC):
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """The token ids of each text, truncated to `context_length`; the token that ends a text is kept."""
 
+    def room(self, ids: Sequence[int]) -> int:
+        """The number of tokens by which the context is longer than the text with these ids."""
+        return self.context_length - len(ids)
+
     def pad(self, ids: Sequence[Sequence[int]], length: int | None = None) -> Tensor:
         """Pad token ids to int64 [N, length]. Default length: the longest text's. Features do not depend on it."""
         length = length or max(map(len, ids))
@@ -193,6 +197,9 @@ class ClipTextTokenizer(TextTokenizer):
             ids=[[*self._fit(ids), *self._corners] for ids in encoded],
             lengths=[len(ids) + self.corner_tokens for ids in encoded],
         )
+
+    def room(self, ids: Sequence[int]) -> int:
+        return self.context_length + self.corner_tokens - len(ids)
 
     def _fit(self, ids: list[int]) -> list[int]:
         """The ids of a text, truncated before the token that ends it, and padded if padding is a part of the text."""

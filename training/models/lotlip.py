@@ -11,6 +11,7 @@ Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
+import math
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -257,21 +258,26 @@ def _make_model(config: TrainConfig) -> LoTLIP:
     start = _start_model(config.start_from, config.image_size) if config.start_from else None
     if start is not None:
         text = _continued(start.towers.text, start.towers.image.dim, settings, config)
-        towers = TwoTowers(start.towers.image, text, start.towers.log_scale.item())
+        bias = start.towers.logit_bias
+        logits = start.towers.log_scale.item(), None if bias is None else bias.item()
+        towers = TwoTowers(start.towers.image, text, *_initial_logits(config, logits))
         tokenizer, transform = start.tokenizer.tokenizer, start.transform
     elif config.start_from:
         clip = load_clip(_local_name(config.start_from), image_size=config.image_size)
         text = TextTower(_stretched(clip.text_encoder, config), clip.image.dim, settings)
         text.proj.load_state_dict(dict(clip.text_projection))
-        towers = TwoTowers(clip.image, text, clip.log_scale)
+        towers = TwoTowers(clip.image, text, *_initial_logits(config, (clip.log_scale, clip.logit_bias)))
         tokenizer, transform = clip.tokenizer, clip.transform
     else:
         image_tower, text_tower = _local_name(config.image_tower), _local_name(config.text_tower)
         image = load_image_tower(image_tower, pretrained=config.pretrained_image, image_size=config.image_size)
         encoder = load_text_encoder(text_tower, pretrained=config.pretrained_text)
-        towers = TwoTowers(image, TextTower(_stretched(encoder, config), image.dim, settings))
+        text = TextTower(_stretched(encoder, config), image.dim, settings)
+        towers = TwoTowers(image, text, *_initial_logits(config))
         tokenizer = load_tokenizer(text_tower)
         transform = load_transform(image_tower, image.vit.config.image_size)
+    if config.prefix_padding and text.family.is_padded:
+        raise ConfigError("prefix_padding: SigLIP's texts are as long as the context already; switch it off")
     return LoTLIP(towers, make_tokenizer(tokenizer, towers.text, config.context_length, config.text_form), transform)
 
 
@@ -307,6 +313,21 @@ def _continued(start: TextTower, dim: int, settings: TextSettings, config: Train
     if text.pooler is not None and start.pooler is not None:
         text.pooler.load_state_dict(start.pooler.state_dict())
     return text
+
+
+def _initial_logits(
+    config: TrainConfig, start: tuple[float, float | None] | None = None
+) -> tuple[float | None, float | None]:
+    """The logarithm of the scale, and the bias of the sigmoid loss. None: the default, and no bias.
+
+    `start` has both of the model that the training starts from. Those of a SigLIP are kept together. The scale of a
+    softmax says nothing about the sigmoid: SigLIP's initial values.
+    """
+    if config.loss == "softmax":
+        return None if start is None else start[0], None
+    if start is not None and start[1] is not None:
+        return start
+    return math.log(TwoTowers.SIGMOID_SCALE), TwoTowers.SIGMOID_BIAS
 
 
 def load_image_side(name: str, image_size: int | None = None) -> tuple[ImageTower, ImageTransform]:

@@ -50,10 +50,18 @@ class TextPlacement:
     """The summary token is the last token of the text, and the corners stand behind it, at its position. Else it is the
     first one, and the corners take the next positions."""
 
-    def rows(self, lengths: Sequence[Sequence[int]], width: int) -> RowLayout:
-        """The layout of rows of `width` tokens. `lengths` has the lengths of the texts of each row, corners included.
+    def rows(
+        self, lengths: Sequence[Sequence[int]], width: int, moves: Sequence[Sequence[int]] | None = None
+    ) -> RowLayout:
+        """The layout of rows of texts.
 
         Texts are numbered from 0 in each row anew in `text`, and in the order of the rows in `summary`.
+
+        Args:
+            lengths: The lengths of the texts of each row, corners included.
+            width: Tokens per row.
+            moves: By how many positions the words of each text are moved back. The first token, and the corners that
+                follow it, keep theirs. Default: none.
         """
         shape = (len(lengths), width)
         text, position = np.full(shape, PADDING, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -65,6 +73,9 @@ class TextPlacement:
                 first = length - 1 - self.corner_tokens if self.summary_is_last else 0
                 text[row, span] = number
                 position[row, span] = np.minimum(index, first) if self.summary_is_last else index
+                if moves is not None:
+                    words = slice(start + 1 + (0 if self.summary_is_last else self.corner_tokens), span.stop)
+                    position[row, words] += moves[row][number]
                 rank[row, span] = np.where(index < first, self.corner_tokens + 1, index - first)
                 summary.append(row * width + start + first)
                 start = span.stop

@@ -24,6 +24,8 @@ class TextFamily:
     is_padded: ClassVar[bool] = False
     """Texts are padded to the context length by their tokenizer, and the padding is seen."""
     projection_has_bias: ClassVar[bool] = False
+    prefix_token: ClassVar[int | None] = None
+    """The token of padding that stands before the words of a text, where the words see it. None: they do not."""
     position_table: ClassVar[str | None] = "embeddings.position_embeddings"
     """The module that has the table of positions. None for an encoder without a table."""
 
@@ -104,6 +106,9 @@ class Clip(TextFamily):
 
     summary_is_last = True
     is_causal = True
+    prefix_token = 0
+    """OpenAI's and Long-CLIP's tokenizers pad with zeros, and nothing masks them."""
+
     position_table = "embeddings.position_embedding"
 
     def end_id(self, config: Any) -> int | None:

@@ -183,17 +183,31 @@ class ImageTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """The image tower, the text tower and the one learnable temperature τ (paper, Eq. 1–3)."""
+    """The image tower, the text tower and the one learnable temperature τ (paper, Eq. 1–3).
+
+    For the sigmoid loss also SigLIP's learnable bias of the logits (arXiv 2303.15343, Sec. 3.2).
+    """
 
     MAX_SCALE = 100.0
     INITIAL_SCALE = 1 / 0.07
+    SIGMOID_SCALE, SIGMOID_BIAS = 10.0, -10.0
+    """Initial scale and bias of the sigmoid loss (SigLIP)."""
 
-    def __init__(self, image: ImageTower, text: TextTower, log_scale: float | None = None) -> None:
-        """`log_scale` is the logarithm of 1/τ. Default: that of 1/0.07, the authors' initial value."""
+    def __init__(
+        self, image: ImageTower, text: TextTower, log_scale: float | None = None, logit_bias: float | None = None
+    ) -> None:
+        """
+        Args:
+            image: The image tower.
+            text: The text tower.
+            log_scale: The logarithm of 1/τ. Default: that of 1/0.07, the authors' initial value.
+            logit_bias: The initial bias. None: there is none.
+        """
         super().__init__()
         self.image = image
         self.text = text
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.INITIAL_SCALE) if log_scale is None else log_scale))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(logit_bias))
         self._locked: list[nn.Module] = []
 
     @property
@@ -216,8 +230,9 @@ class TwoTowers(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Clamp the scale to [1, 100], as the authors' code does after each step."""
-        self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
+        """Clamp the scale to [1, 100], as the authors' code does after each step. SigLIP's, with a bias, is free."""
+        if self.logit_bias is None:
+            self.log_scale.clamp_(0.0, math.log(self.MAX_SCALE))
 
 
 def build(description: Mapping[str, Any]) -> TwoTowers:
@@ -232,14 +247,16 @@ def build(description: Mapping[str, Any]) -> TwoTowers:
     image = ImageTower(vit, pooling, description.get("projection"))
     settings = TextSettings(description["corner_tokens"], description["mask"])
     text = TextTower(make_encoder(AutoConfig.for_model(**description["text"])), image.dim, settings)
-    return TwoTowers(image, text)
+    return TwoTowers(image, text, logit_bias=0.0 if description.get("logit_bias") else None)
 
 
 def describe(towers: TwoTowers) -> dict[str, Any]:
-    """Both configurations, the text settings, the pooling and the projection of the image tower, as JSON holds them."""
+    """Both configurations, the text settings, pooling and projection of the image tower, and whether there is a logit
+    bias, as JSON holds them."""
     image, text = towers.image, towers.text
     description = describe_parts(image.vit.config, text.encoder.config, text.settings, image.pooling)
-    return description if image.proj is None else description | {"projection": image.dim}
+    description |= {} if image.proj is None else {"projection": image.dim}
+    return description if towers.logit_bias is None else description | {"logit_bias": True}
 
 
 def describe_parts(

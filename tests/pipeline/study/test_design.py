@@ -28,9 +28,18 @@ def test_the_arms_vary_what_the_paper_varies() -> None:
         ("llava",),
         ("sharegpt4v",),
     ]
-    for method in ("lit_long", "lotlip"):
-        names = (f"{method}_s1", method, f"{method}_s6")
-        assert [configs[name].sub_captions for name in names] == [1, 3, 6]
+    assert [configs[name].sub_captions for name in ("lit_long_s1", "lit_long")] == [1, 3]
+    assert [configs[name].sub_captions for name in ("lotlip_s1", "lotlip", "lotlip_all")] == [1, 3, "all"]
+
+
+def test_later_methods_start_from_one_clip_per_seed_and_keep_their_rules() -> None:
+    """Their texts and losses are the published ones. The image tower is locked, and no position is stretched."""
+    for name, short_text in (("longclip", "first_sub_caption"), ("debias", "debiased"), ("clip_long", "raw")):
+        config = ARMS[name].config(DESIGN, 3)
+        assert config.start_from == f"models/{ARMS['lit'].key(DESIGN)}-3"
+        assert config.short_text == short_text and config.sub_captions == "all"
+        assert config.lock_image and config.stretch is None and config.corner_tokens == 0
+    assert ARMS["debias"].config(DESIGN, 3).short_weight == 0.1 and ARMS["longclip"].config(DESIGN, 3).label_smoothing
 
 
 def test_every_arm_has_the_design_s_settings_steps_and_seed() -> None:

@@ -1,6 +1,7 @@
 """A training that starts from a CLIP or SigLIP has its features, in transformers' and open_clip's layouts."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,21 @@ def test_the_names_of_published_models_of_open_clip_go_to_transformers_and_back(
     back = open_clip_names.to_open_clip(renamed)
     assert {name: value.shape for name, value in back.items()} == {name: value.shape for name, value in theirs.items()}
     assert sum(value.numel() for value in renamed.values()) == 149_620_737
+
+
+def test_the_sigmoid_loss_keeps_scale_and_bias_of_a_siglip_and_starts_a_clip_with_siglips_initial_ones(tmp_path):
+    write_clip(tmp_path / "clip")
+    write_siglip(tmp_path / "siglip")
+    initial = {"clip": (math.log(10), -10.0), "siglip": (3.0, -9.0)}
+    for kind, (log_scale, bias) in initial.items():
+        settings = {"start_from": str(tmp_path / kind), "context_length": 24}
+        towers = load_model(make_config(**settings, loss="sigmoid")).towers
+        assert (towers.log_scale.item(), towers.logit_bias.item()) == pytest.approx((log_scale, bias))
+        softmax = load_model(make_config(**settings)).towers
+        assert softmax.logit_bias is None and softmax.log_scale.item() == pytest.approx(3.0)
+
+
+def test_prefix_padding_of_a_siglip_is_refused(tmp_path):
+    write_siglip(tmp_path / "siglip")
+    with pytest.raises(ConfigError, match="prefix_padding: SigLIP's texts are as long as the context already"):
+        load_model(make_config("debias", start_from=str(tmp_path / "siglip"), context_length=40))
