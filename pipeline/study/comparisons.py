@@ -89,7 +89,8 @@ TOPICS: tuple[Topic, ...] = (
             *_versus("LoTLIP vs. LiT", _ALL, "lotlip", "lit"),
             *_versus("LiT + Long-CLIP vs. LiT + long texts", _ALL, "lit_longclip", "lit_long"),
         ),
-        note="Long-CLIP's loss keeps 32 principal components, here of batches of 32: nearly all of them.",
+        note="Long-CLIP's loss keeps 32 principal components, here of batches of 64 and of features of 128 numbers: a "
+        "much larger share than the paper's 32 of 768.",
     ),
     Topic(
         "Corner tokens",
@@ -159,9 +160,9 @@ TOPICS: tuple[Topic, ...] = (
             *_versus("DeBias-CLIP vs. the CLIP", "long short", "debias", "lit", sign=1),
         ),
         note="The CLIP is the arm LiT, pre-trained on the noisy raw texts alone; its row is the control without "
-        "fine-tuning. The three others start from it, train as many steps again on whole long texts, and keep the image "
-        "tower locked. *Plain fine-tuning* has LiT's loss on raw and long texts. Long-CLIP and DeBias-CLIP do not see "
-        "the raw texts: their short texts are parts of the long ones.",
+        "fine-tuning. The three others start from it, train as many steps again on whole long texts, and keep the "
+        "image tower locked. *Plain fine-tuning* has LiT's loss on raw and long texts. Long-CLIP and DeBias-CLIP do "
+        "not see the raw texts: their short texts are parts of the long ones.",
     ),
 )
 """The sections of the page, in order."""

@@ -90,11 +90,10 @@ def test_development_seeds_and_final_seeds_are_apart_and_share_no_scenes() -> No
         BLOCKS.evaluation_seeds(10**6)
 
 
-def test_an_arm_brings_the_arm_that_it_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = dataclasses.replace(ARMS["lit_long"], name="child", start="lit")
-    monkeypatch.setattr(design_module, "ARMS", {**ARMS, "child": child})
-    assert [arm.name for arm in with_starts(["child"])] == ["lit", "child"]
-    assert child.key(DESIGN) != ARMS["lit_long"].key(DESIGN)
+def test_an_arm_brings_the_arm_that_it_starts_from() -> None:
+    assert [arm.name for arm in with_starts(["longclip", "register"])] == ["lit", "register", "longclip"]
+    other = dataclasses.replace(DESIGN, noise=WebNoise(0.0, 0.0, 0.0))
+    assert ARMS["longclip"].config(DESIGN, 0).start_from != ARMS["longclip"].config(other, 0).start_from
 
 
 def test_comparisons_are_differences_of_arms_and_topics_show_their_rows() -> None:
