@@ -30,10 +30,12 @@ def loss_curve(lines: Sequence[Mapping[str, Any]]) -> Curve:
 
 
 def chance_loss(config: TrainConfig) -> float:
-    """The loss of guessing: the logarithm of the batch size for each of the terms that are summed."""
-    corners = config.corner_tokens if config.corner_loss else 0
-    terms = 1 + config.long_texts_of(1) * (1 + corners)
-    return terms * math.log(config.batch)
+    """The loss of guessing, for a training with softmax and one long text per step."""
+    from lotlip_data.training.loss import loss_of_guessing, term_factors
+
+    long_terms = config.long_texts_of(1) * (1 + (config.corner_tokens if config.corner_loss else 0))
+    short_factor, long_factor = term_factors(long_terms, config.reduction, config.short_weight)
+    return (short_factor + long_terms * long_factor) * loss_of_guessing(config.batch)
 
 
 def last_fall(curve: Mapping[str, Sequence[float]], chance: float) -> float:

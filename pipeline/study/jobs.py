@@ -14,7 +14,7 @@ from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import cells, data
-from lotlip_data.pipeline.study.curves import loss_curve
+from lotlip_data.pipeline.study.curves import chance_loss, loss_curve
 from lotlip_data.pipeline.study.design import ARMS, MODELS, Arm, Design
 
 
@@ -78,6 +78,7 @@ class TrainingJob:
             "steps": trained.steps,
             "seconds": round(seconds * trained.steps / steps, 1) if steps else None,
             "figures": figures,
+            "chance": round(chance_loss(config), 4),
             "curve": loss_curve(_metrics(out)),
         }
         cells.create(result_url(study, name), content)

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
-from lotlip_data.pipeline.study.curves import Curve, chance_loss, last_fall
+from lotlip_data.pipeline.study.curves import Curve, last_fall
 from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
 from lotlip_data.pipeline.study.statistics import LEVEL, Difference, holm, mean_difference
 from lotlip_data.pipeline.study.world import METRICS, Figures
@@ -52,6 +52,8 @@ class _Result(TypedDict):
     steps: int
     seconds: float | None
     figures: dict[str, float]
+    chance: float
+    """The loss of guessing."""
     curve: dict[str, list[float]]
 
 
@@ -65,7 +67,6 @@ class Results:
     """
 
     def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, seeds: Container[int] = FINAL) -> None:
-        self._design = design
         keys = {arm.key(design): name for name, arm in ARMS.items()}
         order = list(ARMS)
         candidates = [content for content in contents if content["seed"] in seeds]
@@ -119,8 +120,7 @@ class Results:
 
     def last_falls(self, arm: str) -> list[float]:
         """For each seed the `last_fall` of the loss."""
-        chance = chance_loss(ARMS[arm].config(self._design, 0))
-        return [last_fall(curve, chance) for curve in self.curves(arm)]
+        return [last_fall(content["curve"], content["chance"]) for content in self._by_arm.get(arm, {}).values()]
 
     def seconds(self, arm: str) -> list[float]:
         """CPU seconds of a training with its evaluation, for each seed where they are known."""

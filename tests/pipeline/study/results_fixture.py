@@ -27,6 +27,7 @@ def make_result(arm: str, seed: int, value: float, design: Design = DESIGN, **ch
         "steps": 100,
         "seconds": 36.0,
         "figures": figures,
+        "chance": 10.0,
         "curve": FLAT,
     } | changes
 

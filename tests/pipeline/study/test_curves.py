@@ -26,8 +26,8 @@ def test_the_last_fall_is_the_share_of_the_whole_fall_between_the_last_two_fifth
 
 
 def test_chance_is_the_loss_of_equal_scores_for_each_term() -> None:
-    """Short loss, long loss and one term per corner token that has a loss (Eq. 4 to 6)."""
-    terms = {"lit": 1, "lit_long": 2, "lotlip": 4, "lotlip_m4": 6, "register": 2}
+    """Short loss, long loss and one term per corner token that has a loss (Eq. 4 to 6); DeBias-CLIP weighs both."""
+    terms = {"lit": 1, "lit_long": 2, "lotlip": 4, "lotlip_m4": 6, "register": 2, "longclip": 2, "debias": 1}
     for name, count in terms.items():
         config = ARMS[name].config(Design(), 0)
         assert chance_loss(config) == pytest.approx(count * math.log(config.batch)), name
