@@ -83,8 +83,11 @@ class TrainingSettings(Settings):
     """The short text of a sample: the raw text (paper); the first sub-caption of the first long text (Long-CLIP);
     `debiased`: some of the others in random order (DeBias-CLIP); `sampled`: one more text, drawn as long texts are."""
     short_image: Literal["features", "principal_components"] = "features"
-    """What short texts are matched to: the image features (paper), or what their first 32 principal components in the
+    """What short texts are matched to: the image features (paper), or what their first principal components in the
     batch keep of them (Long-CLIP)."""
+    components: Count = 32
+    """With `short_image: principal_components`: their number (Long-CLIP: 32). A batch of B images has B − 1, so a
+    number near the batch keeps everything."""
     short_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     """λ: the loss is λ × short loss + (1 − λ) × long loss (DeBias-CLIP). Default: their sum (paper)."""
     prefix_padding: bool = False

@@ -89,8 +89,8 @@ TOPICS: tuple[Topic, ...] = (
             *_versus("LoTLIP vs. LiT", _ALL, "lotlip", "lit"),
             *_versus("LiT + Long-CLIP vs. LiT + long texts", _ALL, "lit_longclip", "lit_long"),
         ),
-        note="Long-CLIP's loss keeps 32 principal components, here of batches of 64 and of features of 128 numbers: a "
-        "much larger share than the paper's 32 of 768.",
+        note="Long-CLIP's loss keeps 8 principal components of features of 128 numbers here: the share of its 32 of "
+        "CLIP's 512.",
     ),
     Topic(
         "Corner tokens",

@@ -124,7 +124,9 @@ def _arm(name: str, label: str, method: str, start: str | None = None, **setting
     return Arm(name, label, method, tuple(settings.items()), start)
 
 
-_LOCKED = {"lock_image": True, "images": "features", "stretch": None, "context_length": 128}
+COMPONENTS = 8
+"""Principal components of the image features, which have 128 numbers: the share of Long-CLIP's 32 of CLIP's 512."""
+_LOCKED = {"components": COMPONENTS, "lock_image": True, "images": "features", "stretch": None, "context_length": 128}
 """Long-CLIP and DeBias-CLIP train both towers and stretch the text positions of a CLIP. Here the image tower stays
 locked, as in all arms, and the text tower has positions enough."""
 
@@ -133,7 +135,7 @@ ARMS: dict[str, Arm] = {
     for arm in (
         _arm("lit", "LiT", "lit"),
         _arm("lit_long", "LiT + long texts", "lit_long"),
-        _arm("lit_longclip", "LiT + Long-CLIP", "lit_longclip"),
+        _arm("lit_longclip", "LiT + Long-CLIP", "lit_longclip", components=COMPONENTS),
         _arm("register", "register tokens", "register"),
         _arm("lotlip", "LoTLIP, m = 2", "lotlip"),
         _arm("lotlip_m1", "LoTLIP, m = 1", "lotlip", corner_tokens=1),
