@@ -256,7 +256,7 @@ def evaluate(
     device: str | None = None,
     name: str | None = None,
 ) -> Inspection:
-    """Zero-shot retrieval and classification of a model.
+    """Zero-shot retrieval, classification and selection of captions of a model.
 
     Args:
         model: A trained model's folder, such as RUN/train/lotlip/model; `open_clip:MODEL/WEIGHTS`; `clip:HUB_ID`.
@@ -290,10 +290,10 @@ def evaluate(
 def _scores(results: Mapping[str, Any]) -> list[str]:
     """One line per task. A part of a set is marked."""
     from lotlip_data.training.evaluation.evaluate import headline
+    from lotlip_data.training.evaluation.groups import figures_by_task
 
     marks = {name: " (partial)" for name, task in results["settings"].get("tasks", {}).items() if task["partial"]}
-    by_task = {**results["retrieval"], **results["classification"]}
-    return [f"{name}{marks.get(name, '')}: {headline(figures)}" for name, figures in by_task.items()]
+    return [f"{name}{marks.get(name, '')}: {headline(figures)}" for name, figures in figures_by_task(results).items()]
 
 
 def _existing(run: Run) -> Run:

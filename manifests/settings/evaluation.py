@@ -31,7 +31,14 @@ TaskName = Literal[
     "docci",
     "mscoco",
     "flickr30k",
+    "mscoco-fg",
+    "flickr30k-fg",
     "imagenet",
+    "sdci",
+    "fg-ovd",
+    "fg-ovd-attributes",
+    "sugarcrepe",
+    "sugarcrepe-pp",
     "custom",
 ]
 

@@ -26,8 +26,9 @@ def evaluate(
             "-t",
             metavar="NAME[=FOLDER]",
             help="Task and the folder of its files (repeatable): synthetic (default), dci, iiw, sharegpt4v-1k, "
-            "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k or imagenet; or your own images and texts: "
-            "custom=PATH or custom:NAME=PATH, a folder or a table.",
+            "sharegpt4v-10k, urban-1k, docci, mscoco, flickr30k, mscoco-fg, flickr30k-fg, imagenet, sdci, fg-ovd, "
+            "fg-ovd-attributes, sugarcrepe or sugarcrepe-pp; or your own images and texts: custom=PATH or "
+            "custom:NAME=PATH, a folder or a table.",
         ),
     ] = None,
     data: Annotated[
@@ -52,6 +53,7 @@ def evaluate(
 ) -> None:
     """Measure a model's zero-shot retrieval and classification.
 
+    Sets with hard negatives measure how often the right caption scores above the wrong ones.
     Without --task, the model is evaluated on unseen synthetic scenes, which says nothing about photographs.
 
     Example: lotlip-data eval runs/demo/train/lotlip/model

@@ -22,19 +22,17 @@ from lotlip_data.pipeline.core.findings import require
 from lotlip_data.pipeline.core.logs import log_prefix
 from lotlip_data.pipeline.core.outcome import Outcome
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot
+from lotlip_data.training.evaluation.groups import GROUPS, figures_by_task
 from lotlip_data.training.evaluation.models import NAME_PREFIXES, load_embedder
 from lotlip_data.training.evaluation.report import tables
-from lotlip_data.training.evaluation.tasks.base import ImageClasses, ImageTexts, Task, is_partial, read_task
+from lotlip_data.training.evaluation.tasks.base import ImageChoices, ImageClasses, ImageTexts, ReadImages, Task
 from lotlip_data.training.evaluation.tasks.custom import custom_task
+from lotlip_data.training.evaluation.tasks.reading import is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models import open_clip_models
 from lotlip_data.training.models.lotlip import reject_training_folder
 
 logger = logging.getLogger(__name__)
-
-TaskImages = ImageTexts | ImageClasses
-
-_KINDS = ("retrieval", "classification")
 
 
 def evaluate(manifest: Manifest, run: Run) -> Outcome:
@@ -74,8 +72,8 @@ def _evaluate_entry(manifest: Manifest, run: Run, name: str, entry: EvaluationEn
         return
     total.did_something |= is_new
     earlier = total.figures.get(name, {})
-    by_kind = {kind: earlier.get(kind, {}) | results[kind] for kind in _KINDS}
-    total.figures[name] = results | earlier | by_kind
+    by_group = {group: earlier.get(group, {}) | results.get(group, {}) for group in GROUPS}
+    total.figures[name] = results | earlier | by_group
 
 
 def evaluate_model(model: str, out: str, device: str | None = None, name: str | None = None) -> dict[str, Any]:
@@ -136,7 +134,7 @@ def evaluate_tasks(
     if len({task.name for task, _ in folders}) < len(folders):
         raise UserError("a task is named twice; name each task once")
     _check_model(model)  # before the images of the tasks are read
-    task_images: list[TaskImages] = []
+    task_images: list[ReadImages] = []
     descriptions: dict[str, dict[str, Any]] = {}
     for task, folder in folders:
         images = read_task(task, folder, allow_partial=allow_partial)
@@ -150,6 +148,7 @@ def evaluate_tasks(
         url,
         retrieval_sets=[images.in_form(embedder.text_form) for images in task_images if isinstance(images, ImageTexts)],
         classification_sets=[images for images in task_images if isinstance(images, ImageClasses)],
+        selection_sets=[images for images in task_images if isinstance(images, ImageChoices)],
         about={"text_form": embedder.text_form, "tasks": descriptions},
         allow_partial=allow_partial,
         name=name or display_name(model),
@@ -221,7 +220,7 @@ def _parse_task(argument: str, data: str) -> tuple[Task, str]:
     return TASKS[name], storage.normalise(folder or storage.join(data, name))
 
 
-def _log_description(images: TaskImages, statistics: dict[str, Any]) -> None:
+def _log_description(images: ReadImages, statistics: dict[str, Any]) -> None:
     """Log what was read, and how it differs from the published set."""
     task = images.task
     summary = f"{task.title}: {statistics['images']:,} images"
@@ -231,14 +230,22 @@ def _log_description(images: TaskImages, statistics: dict[str, Any]) -> None:
             f"{statistics['tokens_per_text']:.2f} BERT tokens each on average"
         )
         summary += " (paper: {:.2f} and {:.2f})".format(*task.table_1_row) if task.table_1_row else ""
+    if isinstance(images, ImageTexts) and images.distractors:
+        summary += f"; {count(images.distractors, 'image')} without texts to compare them with"
+    if isinstance(images, ImageChoices):
+        queries = ", ".join(f"{category} {number:,}" for category, number in statistics["queries"].items())
+        summary += f" with {count(len(images.paths), 'region')}; queries: {queries}"
     logger.info(summary)
     if is_partial(images):
+        is_counted = task.is_published and task.images
         missing = f"; {count(len(images.missing), 'image')} that its files name: missing" if images.missing else ""
-        whole = f"the whole published set of {task.images:,} images" if task.is_published else "the whole set"
+        whole = f"the whole published set of {task.images:,} images" if is_counted else "the whole set"
         logger.warning(f"{task.title}: not {whole}{missing}")
     if images.textless:
         without_text = count(len(images.textless), "image")
         logger.warning(f"{task.title}: {without_text} without a text, for example {images.textless[0]}")
+    if unanswerable := statistics.get("unanswerable"):
+        logger.info(f"{task.title}: {count(unanswerable, 'query')} with a wrong caption that equals a right one")
     if repeated := statistics.get("repeated_images"):
         logger.info(f"{task.title}: {repeated:,} records have the same image as an earlier record")
     if images.substituted:
@@ -250,12 +257,13 @@ def _log_description(images: TaskImages, statistics: dict[str, Any]) -> None:
         logger.warning(f"{task.title}: checksums differ from the published ones: {', '.join(images.changed_files)}")
 
 
-def _describe(images: TaskImages) -> dict[str, Any]:
+def _describe(images: ReadImages) -> dict[str, Any]:
     """What the results record about the images and texts of a task."""
     task = images.task
+    is_counted = task.is_published and task.kind != "selection"
     published = {
-        "images": task.images if task.is_published else None,
-        "texts": task.images * task.texts_per_image if task.is_published else None,
+        "images": task.images if is_counted else None,
+        "texts": task.images * task.texts_per_image if is_counted else None,
         "row": task.table_1_row and list(task.table_1_row),
     }
     return {
@@ -278,9 +286,9 @@ def _write_tables(url: str, results: dict[str, Any]) -> None:
     logger.info(f"results: {url}; tables with the paper's results: {base}.md and {base}.tex")
 
 
-def _write_left_out(url: str, task_images: Sequence[TaskImages], results: dict[str, Any]) -> None:
+def _write_left_out(url: str, task_images: Sequence[ReadImages], results: dict[str, Any]) -> None:
     """List the images that are missing, have no text or cannot be read, one per line. Without any, write no file."""
-    by_task = results["retrieval"] | results["classification"]
+    by_task = figures_by_task(results)
     lines = [
         f"{images.name}\t{reason}\t{path}\n"
         for images in task_images

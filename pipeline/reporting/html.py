@@ -17,6 +17,7 @@ from lotlip_data.pipeline.reporting.score_examples import ScoreExamples
 from lotlip_data.pipeline.reporting.score_section import score_section
 from lotlip_data.pipeline.reporting.status import WINDOW_SECONDS
 from lotlip_data.pipeline.reporting.trainings import LossCurve
+from lotlip_data.training.evaluation.groups import GROUPS
 
 TEMPLATES = Path(__file__).parent / "templates"
 LOSS_CHARTS = 12
@@ -35,6 +36,7 @@ METRIC_LABELS = {
     "cut": "texts truncated",
     "cut_tokens": "tokens truncated",
     "top1": "top-1",
+    "text_only": "text-only accuracy",
 }
 """Labels of names in result files; any other name is shown unchanged."""
 
@@ -293,10 +295,7 @@ def _stats_rows(stats: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _model_rows(trained: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yield each metric with its values, one per model."""
-    results = [
-        dict(_metrics({kind: result.get(kind) for kind in ("retrieval", "classification")}))
-        for result in trained.values()
-    ]
+    results = [dict(_metrics({group: result.get(group) for group in GROUPS})) for result in trained.values()]
     for label in dict.fromkeys(label for metrics in results for label in metrics):
         yield label, [metrics.get(label, "–") for metrics in results]
 

@@ -25,6 +25,7 @@ from lotlip_data.pipeline.curation.exclusions import DUPLICATE, EVALUATION_IMAGE
 from lotlip_data.pipeline.downloading.stage import read_summary
 from lotlip_data.pipeline.reporting.status import CaptionerStatus, get_status
 from lotlip_data.pipeline.url_lists.partition import Partition, load_partition
+from lotlip_data.training.evaluation.groups import GROUPS
 
 NO_FAILURES: dict[str, Any] = {"asked": 0, "fetched": 0, "reasons": {}, "hosts": {}}
 EXAMPLE_CHARACTERS = 3000
@@ -242,12 +243,12 @@ def _evaluations(evaluated: dict[str, list[str]], problems: list[str]) -> dict[s
         for url in urls:
             read = partial(artifacts.read_json, url, "Remove it and evaluate again.", artifacts.JsonObject)
             content: dict[str, Any] = _or_problem(problems, {}, read)
-            for kind in ("retrieval", "classification"):
-                tasks = content.get(kind)
+            for group in GROUPS:
+                tasks = content.get(group)
                 if isinstance(tasks, dict):
                     of_model = results.setdefault(name, {})
                     marked = {_marked(task, figures, content): figures for task, figures in tasks.items()}
-                    of_model[kind] = marked | of_model.get(kind, {})
+                    of_model[group] = marked | of_model.get(group, {})
     return results
 
 

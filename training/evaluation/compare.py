@@ -22,12 +22,13 @@ from lotlip_data.training.evaluation.bootstrap import (
     paired_interval,
     unpaired_interval,
 )
-from lotlip_data.training.evaluation.outcomes import REMEDY, Outcomes, Path
+from lotlip_data.training.evaluation.outcomes import REMEDY, SELECTION_LABELS, Outcomes, Path
 from lotlip_data.training.evaluation.protocol import protocol_differences
 from lotlip_data.training.evaluation.results import Results, TaskResult
 from lotlip_data.training.evaluation.table_text import Format, Table, write
 
 UNDECIDED = "not decided"
+CLUSTERS_NOTE = "; the queries of one image are drawn together"
 CHANCE_NOTE = (
     "Each interval stands for itself: of 20 figures that do not differ, about one is called different. Draws of the "
     "queries say nothing of what another seed of the training would give"
@@ -88,7 +89,7 @@ class Comparison:
     warnings: tuple[str, ...]
     """Differences of protocol, and sets whose queries are not the same."""
     has_clusters: bool
-    """Whether an image has several texts in a set."""
+    """Whether an image has several queries in a set."""
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON."""
@@ -123,7 +124,7 @@ class Comparison:
     def _notes(self) -> list[str]:
         if not self.differences:
             return ["There is no figure that can be compared"]
-        together = "; the texts of one image are drawn together" * self.has_clusters
+        together = CLUSTERS_NOTE * self.has_clusters
         return [
             f"Paired bootstrap over the same queries, {RESAMPLES:,} draws{together}. No difference is called real if "
             f"fewer than {MIN_DIFFERING} images differ",
@@ -207,4 +208,6 @@ def _differences(
 
 
 def _figure_name(path: Path) -> str:
+    if path[0] in SELECTION_LABELS:
+        return f"{path[1]} {SELECTION_LABELS[path[0]]}"
     return " ".join((path[0].upper(), *path[1:])) if len(path) > 1 else "Acc."

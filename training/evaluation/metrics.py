@@ -15,7 +15,7 @@ GALLERY_ROWS_PER_BLOCK = 1024
 
 
 def recall_hits(
-    image: Tensor, text: Tensor, image_of_text: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+    image: Tensor, text: Tensor, image_of_text: Sequence[int], ks: Sequence[int] = (1, 5, 10), distractors: int = 0
 ) -> dict[str, dict[str, Tensor]]:
     """Whether each query finds its item among the first k, text to image and image to text.
 
@@ -27,9 +27,11 @@ def recall_hits(
         text: Unit features [M, D].
         image_of_text: The index of the image of each text, [M].
         ks: The values of k.
+        distractors: Number of images, the last ones, that have no text: texts are compared with them, but they are no
+            queries.
 
     Returns:
-        For `t2i` and `i2t`: {"R@1": bool [M] or [N], …}.
+        For `t2i` and `i2t`: {"R@1": bool [M] or [N − distractors], …}.
 
     Raises:
         ValueError: If an image has no text, or if `image_of_text` does not have M items.
@@ -38,12 +40,13 @@ def recall_hits(
     if len(text_labels) != len(text):
         raise ValueError(f"{len(text)} texts, but {len(text_labels)} of them are assigned to images")
     image_labels = torch.arange(len(image))
-    textless = image_labels[~torch.isin(image_labels, text_labels)]
+    queries = len(image) - distractors
+    textless = image_labels[:queries][~torch.isin(image_labels[:queries], text_labels)]
     if len(textless):
         raise ValueError(f"image {textless[0].item()} has no text; leave out images without text")
     ranks = {
         "t2i": _ranks(text, image, text_labels, image_labels),
-        "i2t": _ranks(image, text, image_labels, text_labels),
+        "i2t": _ranks(image[:queries], text, image_labels[:queries], text_labels),
     }
     return {direction: {f"R@{k}": rank < k for k in ks} for direction, rank in ranks.items()}
 

@@ -17,8 +17,12 @@ LABELS = {
     "images": "images",
     "texts": "texts",
     "prompts": "prompts",
+    "distractors": "distractors",
+    "queries": "queries",
 }
 """The fields of a protocol, as tables and messages call them."""
+COUNTS = ("images", "texts", "prompts", "distractors", "queries")
+"""Those fields of which a set has only some."""
 NOT_STATED = "not stated"
 Protocol = Mapping[str, Any]
 

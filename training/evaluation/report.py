@@ -1,10 +1,10 @@
 """Tables of evaluations in the paper's layout, as Markdown or LaTeX: the paper's rows first, then the measured ones.
 
-Tables 4 and 10 have R@1 on long texts, Tables 5 and 11 have short texts and ImageNet. A table of later models follows.
-Three more tables have all figures, the protocols, and the statistics of the sets beside the paper's Table 1. Figures
-have their 95% intervals. Every table of figures states the shares of texts and tokens that were cut, and in what the
-protocols of its measured rows differ. A figure is marked with * if it was measured on a part of a set, or if images
-were damaged.
+Tables 4 and 10 have R@1 on long texts, Tables 5 and 11 have short texts and ImageNet. Tables of later models and of
+accuracies with hard negatives follow. Three more tables have all figures, the protocols, and the statistics of the sets
+beside the paper's Table 1. Figures have their 95% intervals. Every table of figures states the shares of texts and
+tokens that were cut, and in what the protocols of its measured rows differ. A figure is marked with * if it was
+measured on a part of a set, or if images were damaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from lotlip_data.training.evaluation import protocol
+from lotlip_data.training.evaluation.compare import CLUSTERS_NOTE
+from lotlip_data.training.evaluation.outcomes import SELECTION_LABELS
 from lotlip_data.training.evaluation.paper_results import (
     LATER_MODELS,
     LATER_TASKS,
@@ -26,7 +28,8 @@ from lotlip_data.training.evaluation.paper_results import (
     LaterModel,
     PaperRow,
 )
-from lotlip_data.training.evaluation.results import NOT_MEASURED, Models, Results, group_by_model
+from lotlip_data.training.evaluation.results import NOT_MEASURED, Models, Results, TaskResult, group_by_model
+from lotlip_data.training.evaluation.selection import OVERALL
 from lotlip_data.training.evaluation.table_text import OURS, Format, Table, write
 
 BY_TEXTS = ("Short", "Long", "Model")
@@ -43,7 +46,6 @@ DIRECTIONS_NOTE = (
     "directions exchanged: I2T first"
 )
 INTERVALS_NOTE = "In brackets: 95% interval, by a bootstrap over the queries"
-CLUSTERS_NOTE = "; the texts of one image are drawn together"
 NO_INTERVALS_NOTE = "Without brackets: from an earlier release, which stored no outcome per query; evaluate again"
 
 
@@ -65,6 +67,7 @@ def tables(evaluations: Sequence[Mapping[str, Any]], form: Format = "markdown") 
         _long_text_table("Table 10: long texts by the scale of the data, R@1", BY_SCALE, TABLE_10, models),
         _short_text_table("Table 11: short texts and ImageNet by the scale of the data", BY_SCALE, TABLE_11, models),
         _later_models_table(models),
+        _hard_negatives_table(models),
         _all_figures_table(models),
         _protocol_table(models),
         _statistics_table(models),
@@ -197,6 +200,31 @@ def _both_directions(results: Results, task: str) -> str:
     return both.replace("*", "") + "*" * results[task].is_partial
 
 
+def _hard_negatives_table(models: Models) -> Table:
+    """The accuracies of selection sets: one row per set and category, one column per model."""
+    selecting = {
+        name: {task: result for task, result in results.items() if "accuracy" in result.figures}
+        for name, results in models.items()
+    }
+    measured = {name: results for name, results in selecting.items() if results}
+    rows = []
+    for task in dict.fromkeys(task for results in measured.values() for task in results):
+        figures = [results[task].figures if task in results else {} for results in measured.values()]
+        title = next(results[task].title for results in measured.values() if task in results)
+        for figure, label in SELECTION_LABELS.items():
+            for category in dict.fromkeys(category for each in figures for category in each.get(figure, ())):
+                queries = next(each["queries"][category] for each in figures if category in each.get(figure, ()))
+                cells = [
+                    results[task].percent(figure, category) if category in each.get(figure, ()) else NOT_MEASURED
+                    for results, each in zip(measured.values(), figures, strict=True)
+                ]
+                rows.append((title, f"{category} {label.removesuffix('Acc.')}".strip(), f"{queries:,}", *cells))
+    columns = ("Task", "Category", "Queries", *(f"**{name}**" for name in measured))
+    tasks = tuple(dict.fromkeys(task for results in measured.values() for task in results))
+    notes = _measurement_notes(measured, tasks) if measured else ()
+    return Table("Captions with hard negatives: accuracy", columns, tuple(rows), notes)
+
+
 def _protocol_table(models: Models) -> Table:
     """The protocol of each model and task."""
     rows = tuple(
@@ -226,7 +254,7 @@ def _all_figures_table(models: Models) -> Table:
             if "t2i" in result.figures:
                 cells = [result.percent(*metric) for metric in metrics]
             else:
-                cells = [result.percent("top1"), *[NOT_MEASURED] * (len(metrics) - 1)]
+                cells = [_accuracy_cell(result), *[NOT_MEASURED] * (len(metrics) - 1)]
             damaged = f"{len(result.figures['damaged']):,}"
             rows.append((name, result.title, *cells, *result.cut_percents(), damaged))
     columns = [f"{direction.upper()} {metric}" for direction, metric in metrics]
@@ -237,6 +265,13 @@ def _all_figures_table(models: Models) -> Table:
         tuple(rows),
         (*_interval_notes(models, None), *_protocol_notes(models, None)),
     )
+
+
+def _accuracy_cell(result: TaskResult) -> str:
+    """Top-1, or the accuracy of all queries of a selection set if they have a meaning together."""
+    if "accuracy" not in result.figures:
+        return result.percent("top1")
+    return result.percent("accuracy", OVERALL) if OVERALL in result.figures["accuracy"] else NOT_MEASURED
 
 
 def _statistics_table(models: Models) -> Table:

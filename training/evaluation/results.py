@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lotlip_data.manifests.errors import UserError
+from lotlip_data.training.evaluation.groups import figures_by_task
 from lotlip_data.training.evaluation.outcomes import Outcomes, decode_outcomes
 from lotlip_data.training.evaluation.protocol import Protocol
 
@@ -36,8 +37,9 @@ class TaskResult:
 
     @property
     def has_clusters(self) -> bool:
-        """Whether an image has several texts, so that they are drawn together."""
-        return self.figures.get("texts", 0) > self.figures.get("images", 0) and "intervals" in self.figures
+        """Whether an image has several queries, so that they are drawn together."""
+        queries = max(self.figures["queries"].values()) if "queries" in self.figures else self.figures.get("texts", 0)
+        return bool(queries > self.figures.get("images", 0) and "intervals" in self.figures)
 
     def share(self, *path: str) -> float:
         """A share in [0, 1], such as that at `"t2i", "R@1"`."""
@@ -106,7 +108,7 @@ def _task_results(evaluation: Mapping[str, Any]) -> dict[str, TaskResult]:
     )
     return {
         task: TaskResult(task, figures, tasks.get(task, {}), outcomes.get(task), protocols.get(task, {}))
-        for task, figures in {**evaluation["retrieval"], **evaluation["classification"]}.items()
+        for task, figures in figures_by_task(evaluation).items()
     }
 
 

@@ -7,6 +7,8 @@ inputs: both must compute the same features.
 """
 
 import dataclasses
+import re
+import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,9 +109,10 @@ def _from_open_clip(name: str, image_size: int | None) -> ClipCheckpoint:
         loaded = load_open_clip(name, "cpu")
     try:
         model = _as_transformers(loaded.model.float())
+        tokenizer = _tokenizer_of(loaded)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{where}: only plain CLIPs of open_clip can be read, with a ViT and a causal text encoder "
+            f"{where}: only plain CLIPs and SigLIPs of open_clip can be read "
             f"({next(iter(str(error).splitlines()), type(error).__name__)}). Use the same model in transformers' layout"
         ) from error
     preprocessing = import_open_clip(name).get_model_preprocess_cfg(loaded.model)
@@ -120,24 +123,30 @@ def _from_open_clip(name: str, image_size: int | None) -> ClipCheckpoint:
         preprocessing.get("interpolation", "bicubic"),
         "squash" if preprocessing.get("resize_mode") == "squash" else "shortest",
     )
-    return _take_apart(model, _tokenizer_of(loaded), transform, image_size, name)
+    return _take_apart(model, tokenizer, transform, image_size, name)
 
 
 def _as_transformers(source: Any) -> Any:
-    """The CLIPModel that computes what the CLIP of open_clip computes. Raises an error if there is none."""
+    """The CLIPModel or SiglipModel that computes what a model of open_clip computes. Raises an error if none does."""
+    model = _siglip_of(source) if hasattr(source.visual, "trunk") else _clip_of(source)
+    model.load_state_dict(open_clip_names.to_transformers(source.state_dict()))
+    _require_equal_features(source, model.eval())
+    return model
+
+
+def _clip_of(source: Any) -> Any:
+    """A CLIPModel of the sizes of a CLIP of open_clip."""
     from transformers import CLIPConfig, CLIPModel
 
-    visual, block = source.visual, source.transformer.resblocks[0]
-    vision_block = visual.transformer.resblocks[0]
-    end = source.vocab_size - 1
+    visual, end = source.visual, source.vocab_size - 1
     config = CLIPConfig(
         vision_config={
-            **_layer_sizes(visual.transformer, vision_block),
+            **_layer_sizes(visual.transformer),
             "image_size": visual.image_size[0],
             "patch_size": visual.patch_size[0],
         },
         text_config={
-            **_layer_sizes(source.transformer, block),
+            **_layer_sizes(source.transformer),
             "vocab_size": source.vocab_size,
             "max_position_embeddings": len(source.positional_embedding),
             "bos_token_id": end - 1,
@@ -146,22 +155,61 @@ def _as_transformers(source: Any) -> Any:
         },
         projection_dim=source.text_projection.shape[1],
     )
-    model = CLIPModel(config)
-    model.load_state_dict(open_clip_names.to_transformers(source.state_dict()))
-    _require_equal_features(source, model.eval())
-    return model
+    return CLIPModel(config)
 
 
-def _layer_sizes(transformer: Any, block: Any) -> dict[str, Any]:
-    activation = type(block.mlp.gelu).__name__
+def _siglip_of(source: Any) -> Any:
+    """A SiglipModel of the sizes of a SigLIP of open_clip, whose image tower is timm's."""
+    from transformers import SiglipConfig, SiglipModel
+
+    trunk, text = source.visual.trunk, source.text
+    block = trunk.blocks[0]
+    config = SiglipConfig(
+        vision_config={
+            "hidden_size": trunk.embed_dim,
+            "intermediate_size": block.mlp.fc1.out_features,
+            "num_hidden_layers": len(trunk.blocks),
+            "num_attention_heads": block.attn.num_heads,
+            "layer_norm_eps": block.norm1.eps,
+            "hidden_act": _activation(block.mlp.act),
+            "image_size": trunk.patch_embed.img_size[0],
+            "patch_size": trunk.patch_embed.patch_size[0],
+        },
+        text_config={
+            **_layer_sizes(text.transformer),
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": len(text.positional_embedding),
+            "projection_size": text.text_projection.out_features,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": 1,
+        },
+    )
+    return SiglipModel(config)
+
+
+def _layer_sizes(transformer: Any) -> dict[str, Any]:
+    """The sizes of a transformer of open_clip."""
+    block = transformer.resblocks[0]
     return {
         "hidden_size": block.attn.embed_dim,
         "intermediate_size": block.mlp.c_fc.out_features,
         "num_hidden_layers": len(transformer.resblocks),
         "num_attention_heads": block.attn.num_heads,
         "layer_norm_eps": block.ln_1.eps,
-        "hidden_act": {"GELU": "gelu", "QuickGELU": "quick_gelu"}[activation],
+        "hidden_act": _activation(block.mlp.gelu),
     }
+
+
+def _activation(module: Any) -> str:
+    """transformers' name of an activation. Raises KeyError for an unknown one."""
+    kind = type(module).__name__
+    tanh = getattr(module, "approximate", "none") == "tanh"
+    return {
+        "GELU": "gelu_pytorch_tanh" if tanh else "gelu",
+        "GELUTanh": "gelu_pytorch_tanh",
+        "QuickGELU": "quick_gelu",
+    }[kind]
 
 
 @torch.no_grad()
@@ -171,8 +219,9 @@ def _require_equal_features(source: Any, model: Any) -> None:
     side, text = model.config.vision_config.image_size, model.config.text_config
     pixels = torch.randn(2, 3, side, side, generator=generator)
     ids = torch.randint(text.vocab_size - 2, (2, text.max_position_embeddings), generator=generator)
-    ids[0, 5:] = 0
-    ids[0, 5] = ids[1, -1] = text.eos_token_id
+    if text.eos_token_id is not None:  # CLIP reads the token that ends a text, SigLIP the last one
+        ids[0, 5:] = 0
+        ids[0, 5] = ids[1, -1] = text.eos_token_id
     for kind, theirs, ours in (
         ("image", source.encode_image(pixels), model.get_image_features(pixels).pooler_output),
         ("text", source.encode_text(ids), model.get_text_features(ids).pooler_output),
@@ -182,16 +231,47 @@ def _require_equal_features(source: Any, model: Any) -> None:
 
 
 def _tokenizer_of(loaded: LoadedOpenClip) -> Any:
-    """The tokenizer of transformers that gives open_clip's token ids."""
-    if hasattr(loaded.tokenize, "tokenizer"):
-        return loaded.tokenize.tokenizer
+    """The tokenizer of transformers that gives open_clip's token ids. Raises ValueError if there is none."""
+    theirs = loaded.tokenize
+    if hasattr(theirs, "tokenizer"):
+        return _with_cleaning(theirs.tokenizer, theirs.clean_fn.__name__)
     from transformers import CLIPTokenizer
 
-    ranks = loaded.tokenize.bpe_ranks
-    start, end = loaded.tokenize.all_special_ids[:2]
-    names = {loaded.tokenize.decoder[start]: "<|startoftext|>", loaded.tokenize.decoder[end]: "<|endoftext|>"}
-    vocabulary = {names.get(token, token): number for token, number in loaded.tokenize.encoder.items()}
+    ranks = theirs.bpe_ranks
+    start, end = theirs.all_special_ids[:2]
+    names = {theirs.decoder[start]: "<|startoftext|>", theirs.decoder[end]: "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in theirs.encoder.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=sorted(ranks, key=ranks.__getitem__))
+
+
+def _with_cleaning(tokenizer: Any, cleaning: str) -> Any:
+    """The tokenizer with open_clip's cleaning of texts, as far as `clean_text` does not do it.
+
+    The cleaning becomes a part of the tokenizer's own file, so that a saved model needs nothing else.
+    """
+    from tokenizers import Regex
+    from tokenizers.normalizers import Lowercase, Replace, Sequence, Strip
+    from transformers import PreTrainedTokenizerFast
+
+    punctuation = Regex(f"[{re.escape(string.punctuation.replace('_', ''))}]")
+    canonical = [Replace("_", " "), Replace(punctuation, ""), Lowercase(), Replace(Regex(r"\s+"), " "), Strip()]
+    known: dict[str, list[Any]] = {
+        "_clean_whitespace": [],
+        "_clean_lower": [Lowercase()],
+        "_clean_canonicalize": canonical,
+    }
+    steps = known[cleaning]
+    if steps and not getattr(tokenizer, "is_fast", False):
+        raise ValueError("its tokenizer is not a fast one")
+    if not steps:
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None:
+        steps = [*steps, backend.normalizer]
+    backend.normalizer = Sequence(steps)
+    # A class of its own would make the normaliser anew when it is loaded.
+    options = {"padding_side": tokenizer.padding_side, **tokenizer.special_tokens_map}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **options)
 
 
 @contextmanager

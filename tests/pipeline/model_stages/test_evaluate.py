@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import huggingface_hub.constants
@@ -25,6 +26,7 @@ from lotlip_data.training.evaluation.paper_results import (
     TABLE_11,
 )
 from lotlip_data.training.evaluation.report import tables
+from lotlip_data.training.evaluation.tasks.fg_ovd import ATTRIBUTE_FILES, DIFFICULTY_FILES
 from lotlip_data.training.evaluation.tasks.imagenet import read_classes
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from lotlip_data.training.models.lotlip import load_model
@@ -103,6 +105,66 @@ def test_a_lotlip_model_is_evaluated_on_every_retrieval_task(data, published, mo
     assert "Table 5" in text and "| Urban-1k | 3 / 3 | 3 / 3 |" in text and out.with_suffix(".tex").exists()
 
 
+@pytest.fixture
+def hard_negatives(tmp_path, monkeypatch):
+    """A folder of small sets with hard negatives and with similar images, as if no more were published."""
+    eval_files.sdci(tmp_path / "sets/sdci")
+    eval_files.fg_ovd(tmp_path / "sets/fg-ovd", DIFFICULTY_FILES)
+    eval_files.fg_ovd(tmp_path / "sets/fg-ovd-attributes", ATTRIBUTE_FILES)
+    eval_files.sugarcrepe(tmp_path / "sets/sugarcrepe")
+    eval_files.sugarcrepe_pp(tmp_path / "sets/sugarcrepe-pp")
+    eval_files.fg_retrieval(tmp_path / "sets/flickr30k-fg", "Flickr30K", "flickr30k-images")
+    eval_files.fg_retrieval(tmp_path / "sets/mscoco-fg", "MSCOCO", "val2014")
+    small = {
+        name: dataclasses.replace(
+            task, checksums={}, categories=dict.fromkeys(task.categories), images=3, distractors=task.distractors and 2
+        )
+        for name, task in TASKS.items()
+    }
+    monkeypatch.setattr(evaluation, "TASKS", small)
+    return tmp_path / "sets"
+
+
+def test_sets_with_hard_negatives_are_evaluated_shown_and_compared(hard_negatives, model, tmp_path):
+    names = sorted(path.name for path in hard_negatives.iterdir())
+    outputs = [tmp_path / "first.json", tmp_path / "second.json"]
+    for name, out in zip("xy", outputs, strict=True):
+        tasks = [part for task in names for part in ("--task", task)]
+        result = run(model, "--data", hard_negatives, *tasks, "--out", out, "--name", name)
+        assert result.exit_code == 0, result.output
+    results = json.loads(outputs[0].read_text())
+    assert set(results["retrieval"]) == {"flickr30k-fg", "mscoco-fg"}
+    assert set(results["selection"]) == {"fg-ovd", "fg-ovd-attributes", "sdci", "sugarcrepe", "sugarcrepe-pp"}
+    assert results["selection"]["fg-ovd"]["queries"] == {"overall": 12, "hard": 3, "medium": 3, "easy": 3, "trivial": 3}
+    assert "overall" not in results["selection"]["sdci"]["accuracy"]
+    assert set(results["selection"]["sugarcrepe-pp"]["text_only"]) == {
+        "overall",
+        *TASKS["sugarcrepe-pp"].categories,
+    }
+    text = outputs[0].with_suffix(".md").read_text()
+    assert "### Captions with hard negatives: accuracy" in text and "| FG-OVD | hard | 3 | " in text
+    assert "| SugarCrepe++ | swap_att text-only | 2 | " in text and "| sDCI | pick5_scm | 12 | " in text
+    assert re.search(r"\| x \| sDCI \| – \| – \|", text) and re.search(r"\| x \| SugarCrepe \| \d+\.\d\d \[", text)
+    both = CliRunner().invoke(app, ["eval-tables", *map(str, outputs)])
+    assert both.exit_code == 0 and "| Task | Category | Queries | **x** |" in both.stdout
+    compared = CliRunner().invoke(app, ["eval-tables", "--compare", *map(str, outputs)])
+    assert compared.exit_code == 0 and "| sDCI | all_scm Acc. | " in compared.stdout
+    assert "is higher" not in compared.stdout, "both results are of the same model"
+
+
+def test_a_damaged_picture_of_a_selection_set_is_listed_once(hard_negatives, model, tmp_path):
+    (hard_negatives / "fg-ovd/val2017/000000000000.jpg").write_bytes(b"no image")
+    arguments = [model, "--task", f"fg-ovd={hard_negatives / 'fg-ovd'}", "--out", tmp_path / "part.json"]
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "1 image cannot be read" in refused.output
+    result = run(*arguments, "--allow-partial")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "part.json").read_text())["selection"]["fg-ovd"]["queries"]["overall"] == 4
+    [line] = (tmp_path / "part.left_out.tsv").read_text().splitlines()
+    assert line.startswith("fg-ovd\tdamaged\t") and line.endswith("val2017/000000000000.jpg")
+    assert re.search(r"\| FG-OVD \| hard \| 1 \| .*\\\* \|", (tmp_path / "part.md").read_text())
+
+
 def test_models_of_open_clip_and_of_transformers_are_evaluated_the_same_way(data, published, tmp_path, monkeypatch):
     pytest.importorskip("open_clip")
     monkeypatch.chdir(tmp_path)
@@ -131,7 +193,7 @@ def test_two_models_are_compared_by_their_files_or_by_their_names(data, publishe
         assert ended.exit_code == 0, ended.output
     by_file = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json"])
     assert by_file.exit_code == 0 and "### x and y: y minus x" in by_file.stdout
-    assert "the texts of one image are drawn together" in by_file.stdout and "| MSCOCO | T2I R@1 |" in by_file.stdout
+    assert "the queries of one image are drawn together" in by_file.stdout and "| MSCOCO | T2I R@1 |" in by_file.stdout
     by_name = CliRunner().invoke(app, ["eval-tables", "x.json", "y.json", "--compare", "x", "y"])
     assert by_name.stdout == by_file.stdout
     shown = CliRunner().invoke(app, ["eval-tables", "--compare", "x.json", "y.json", "--json"])

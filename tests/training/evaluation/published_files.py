@@ -9,6 +9,7 @@ import numpy as np
 
 from lotlip_data.synthetic.caption_writers import WRITERS, long_text
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
+from lotlip_data.training.evaluation.tasks.sugarcrepe import SUGARCREPE_PP_QUERIES, SUGARCREPE_QUERIES
 
 
 def write_image(path: pathlib.Path, index: int) -> None:
@@ -108,6 +109,125 @@ def karpathy(folder: pathlib.Path, file: str, images: str, count: int = 3) -> No
         entries.append(entry | {"sentids": [sentence["sentid"] for sentence in sentences]})
         write_image(folder / images / name, i)
     write_json(folder / file, {"dataset": "x", "images": entries})
+
+
+def fg_retrieval(folder: pathlib.Path, name: str, images: str, count: int = 3) -> None:
+    """Five texts for each of three test images, and two similar images, which stand between the names of the others."""
+    stems = [f"{1_000 + i}" for i in range(count)]
+    annotations = {stem: [f"text {k} of image {i}" for k in range(5)] for i, stem in enumerate(stems)}
+    write_json(folder / f"Annotations/{name}_FG_ann.json", annotations)
+    similar = [f"{20 + i:012}.jpg" for i in range(2)]
+    pool = [f"{stems[1]}.jpg", similar[0], f"{stems[0]}.jpg", *(f"{stem}.jpg" for stem in stems[2:]), similar[1]]
+    (folder / "Images").mkdir(parents=True)
+    np.save(folder / f"Images/{name}_FG_img_filenames.npy", np.array(pool))
+    for i, stem in enumerate(stems):
+        write_image(folder / images / f"{stem}.jpg", i)
+    for i, image in enumerate(similar):
+        write_image(folder / "unlabeled2017" / image, count + i)
+
+
+def sugarcrepe(folder: pathlib.Path) -> None:
+    """Two queries per category, of which the first images are the same; a number is missing, as in swap_obj."""
+    for number, category in enumerate(SUGARCREPE_QUERIES):
+        records = {
+            key: {
+                "filename": f"{i:012}.jpg",
+                "caption": f"{category} caption {i}.",
+                "negative_caption": f"{category} wrong caption {i}.",
+            }
+            for key, i in (("0", 0), ("2", number + 1))
+        }
+        write_json(folder / f"data/{category}.json", records)
+        write_image(folder / "val2017" / f"{number + 1:012}.jpg", number + 1)
+    write_image(folder / "val2017" / f"{0:012}.jpg", 0)
+
+
+def sugarcrepe_pp(folder: pathlib.Path) -> None:
+    for number, category in enumerate(SUGARCREPE_PP_QUERIES):
+        records = [
+            {
+                "id": i,
+                "filename": f"{i:012}.jpg",
+                "caption": f"{category} caption {i}.",
+                "caption2": f"{category} in other words, caption {i}.",
+                "negative_caption": f"{category} wrong caption {i}.",
+            }
+            for i in (0, number + 1)
+        ]
+        write_json(folder / f"data/{category}.json", records)
+        write_image(folder / "val2017" / f"{number + 1:012}.jpg", number + 1)
+    write_image(folder / "val2017" / f"{0:012}.jpg", 0)
+
+
+FG_OVD_BOXES = ([0.0, 10.24, 62.27, 41.74], [20.5, 0.0, 30.0, 30.5])
+"""Boxes of the first picture: two regions of it."""
+
+
+def fg_ovd(folder: pathlib.Path, files: dict[str, str]) -> None:
+    """Two regions of one picture and one of another, with captions whose ids are not in order."""
+    images = [
+        {"id": 56288 + i, "file_name": f"{split}/{i:012}.jpg", "width": 96, "height": 96, "checked": True}
+        for i, split in enumerate(("val2017", "train2017"))
+    ]
+    for category, file in files.items():
+        names = {7: "A red cup.", 8: "A blue cup.", 5: "A green cup.", 20: "A white plate.", 21: "A black plate."}
+        categories = [
+            {"id": key, "name": f"{name} ({category})", "synset": "", "def": ""} for key, name in names.items()
+        ]
+        annotations = [
+            {"id": 3, "bbox": FG_OVD_BOXES[0], "image_id": 56288, "category_id": 7, "neg_category_ids": [8, 5]},
+            {"id": 4, "bbox": FG_OVD_BOXES[1], "image_id": 56288, "category_id": 20, "neg_category_ids": [21]},
+            {"id": 5, "bbox": [4.0, 4.0, 92.5, 90.0], "image_id": 56289, "category_id": 8, "neg_category_ids": [7]},
+        ]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        write_json(folder / "benchmarks" / file, content)
+    for i, image in enumerate(images):
+        write_image(folder / str(image["file_name"]), i)
+
+
+def sdci_annotation(i: int, masks: int, captions: int = 5) -> dict:
+    """An annotation with large masks, a mask that is too small, and captions of the image and of the large masks."""
+    large = [{"topLeft": {"x": 10 * m, "y": 5}, "bottomRight": {"x": 10 * m + 240, "y": 300}} for m in range(masks)]
+    bounds = [*large, {"topLeft": {"x": 0, "y": 0}, "bottomRight": {"x": 223, "y": 400}}]
+    keys = ["base", *(f"m-{m}-sc" for m in range(masks))]
+    kinds = {"basic": 1, "layout": 1, "swaps": 2}
+    return {
+        "image": f"sa_{i}.jpg",
+        "short_caption": f"A short caption of image {i}.",
+        "extra_caption": "More of it.",
+        "mask_data": {
+            str(m): {
+                "idx": m,
+                "label": f"thing {m}",
+                "caption": "a thing",
+                "mask_quality": 0,
+                "requirements": [],
+                "bounds": corners,
+            }
+            for m, corners in enumerate(bounds)
+        },
+        "mask_keys": [str(m) for m in range(len(bounds))],
+        "summaries": {key: [f"image {i} {key} caption {k}" for k in range(captions)] for key in keys},
+        "negatives": {
+            key: {kind: [f"image {i} {key} wrong {kind} {k}" for k in range(number)] for kind, number in kinds.items()}
+            for key in keys
+        },
+        "clip_scores": {
+            key: {"sum": 30.0} | {f"{kind}_{k}": 20.0 + k for kind, number in kinds.items() for k in range(number)}
+            for key in keys
+        },
+    }
+
+
+def sdci(folder: pathlib.Path, count: int = 3, masks: int = 3) -> None:
+    """Images of 400 x 400 pixels. Only those of the test split are read: the first annotation is of another split."""
+    root = folder / "densely_captioned_images"
+    names = [f"{100 + i}-data.json" for i in range(count + 1)]
+    write_json(root / "splits.json", {"train": names[:1], "valid": [], "test": names[1:]})
+    for i, name in enumerate(names):
+        write_json(root / "annotations" / name, sdci_annotation(i, masks))
+        (root / "photos").mkdir(exist_ok=True)
+        render(sample_scene(SPLITS["evaluation"][i])).resize((400, 400)).save(root / "photos" / f"sa_{i}.jpg", "JPEG")
 
 
 def wordnet_ids(count: int = 1000) -> list[str]:

@@ -10,6 +10,7 @@ from lotlip_data.training.evaluation.bootstrap import paired_interval, share_int
 from lotlip_data.training.evaluation.compare import compare
 from lotlip_data.training.evaluation.outcomes import Outcomes, retrieval_outcomes
 from lotlip_data.training.evaluation.results import group_by_model
+from lotlip_data.training.evaluation.selection import selection_outcomes
 
 NAMES = ("a", "b")
 
@@ -69,7 +70,7 @@ def test_the_texts_of_one_image_are_drawn_together():
     t2i, i2t = comparison.differences
     assert (t2i.clusters, i2t.clusters) == (100, 100)
     assert t2i.interval == paired_interval(first, second, np.full(100, 5))
-    assert "the texts of one image are drawn together" in comparison.text()
+    assert "the queries of one image are drawn together" in comparison.text()
 
 
 def test_other_queries_give_an_unpaired_interval_and_a_warning():
@@ -113,7 +114,7 @@ def test_damaged_outcomes_are_an_error():
 def test_accuracies_are_compared():
     evaluations = []
     for name, found in zip(NAMES, (_hits(), _hits(better=80)), strict=True):
-        outcomes = Outcomes("q", {("top1",): found}, np.zeros(0, np.int64))
+        outcomes = Outcomes("q", {("top1",): found})
         figures = {"top1": found.mean(), "images": 500, "classes": 7, "damaged": []}
         evaluations.append(
             {"retrieval": {}, "classification": {"imagenet": figures}, "outcomes": {"imagenet": outcomes.encode()}}
@@ -124,6 +125,44 @@ def test_accuracies_are_compared():
         ("imagenet", ("top1",), "b is higher")
     ]
     assert "| imagenet | Acc. |" in comparison.text() and "imagenet & Acc. &" in comparison.text("latex")
+
+
+def _selection(name, found):
+    """An evaluation with two queries of each picture, one of either category."""
+    hits = {"accuracy": torch.tensor(found)}
+    pictures = [query // 2 for query in range(len(found))]
+    outcomes = selection_outcomes(hits, ["x", "y"] * (len(found) // 2), pictures, "q", has_overall=True)
+    figures = {
+        "accuracy": {category: float(bits.mean()) for (_, category), bits in outcomes.hits.items()},
+        "queries": {category: len(bits) for (_, category), bits in outcomes.hits.items()},
+        "images": len(found) // 2,
+        "texts": 7,
+        "cut": 0.0,
+        "damaged": [],
+        "intervals": outcomes.intervals(),
+    }
+    return {
+        "retrieval": {},
+        "classification": {},
+        "selection": {"fg-ovd": figures},
+        "outcomes": {"fg-ovd": outcomes.encode()},
+        "settings": {"model": name, "name": name},
+    }
+
+
+def test_accuracies_with_hard_negatives_are_compared_by_category():
+    first = _hits(queries=600)
+    second = first | (np.arange(600) % 2 == 0)
+    comparison = _compare(_selection("a", first), _selection("b", second))
+    assert [(each.path, each.verdict) for each in comparison.differences] == [
+        (("accuracy", "overall"), "b is higher"),
+        (("accuracy", "x"), "b is higher"),
+        (("accuracy", "y"), "not decided"),
+    ]
+    overall = comparison.differences[0]
+    assert overall.interval == paired_interval(first, second, np.full(300, 2)) and overall.clusters == 300
+    text = comparison.text()
+    assert "| fg-ovd | x Acc. |" in text and "the queries of one image are drawn together" in text
 
 
 def test_a_models_name_is_one_cell_also_with_a_vertical_bar():

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.training.evaluation.tasks.base import is_partial, read_task
 from lotlip_data.training.evaluation.tasks.custom import custom_task
+from lotlip_data.training.evaluation.tasks.reading import is_partial, read_task
 from tests.training.evaluation.published_files import write_image
 
 ROWS = [("a.jpg", 'A "red" boat, at sea.\nIt is small.'), ("deep er/b.png", "Ein Hünd."), ("a.jpg", "A second text.")]

@@ -1,5 +1,6 @@
 """Evaluation reports its figures, keeps finished results, and is never repeated."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from lotlip_data.training.config import make_config
 from lotlip_data.training.evaluation.evaluate import evaluate_zero_shot, read_results
 from lotlip_data.training.evaluation.models import TextFeatures, load_embedder
 from lotlip_data.training.evaluation.outcomes import decode_outcomes
+from lotlip_data.training.evaluation.selection import Choice
 from lotlip_data.training.models.lotlip import load_model
 from tests.support.logs import captured_messages
 from tests.training.run_fixture import write_towers
@@ -210,6 +212,98 @@ class _Random:
 
     def embed_texts(self, texts):
         return TextFeatures(self._features(len(texts)), [1] * len(texts))
+
+
+@dataclass
+class _Questions:
+    """Six regions of three pictures, with two queries each. Those in `bad` cannot be read."""
+
+    name: str
+    bad: frozenset[int] = frozenset()
+    has_overall: bool = True
+    has_text_only: bool = False
+    image_of_choice: Sequence[int] = tuple(index for index in range(6) for _ in "ab")
+    picture_of_image: Sequence[int] = (0, 0, 1, 1, 2, 2)
+
+    @property
+    def choices(self):
+        """Two right captions each; two wrong ones in category a, one in b."""
+        return [
+            Choice(name, (f"1 of {index}", f"2 of {index}"), tuple(f"{k} of {index}" for k in wrong))
+            for index in range(6)
+            for name, wrong in (("a", (3, 4)), ("b", (5,)))
+        ]
+
+    def images(self):
+        return (None if i in self.bad else render(sample_scene(SPLITS["evaluation"][i])) for i in range(6))
+
+
+class _Known(_Random):
+    """A model whose features are given by the text, and for images by their order: the same for equal captions."""
+
+    def embed_texts(self, texts):
+        seeds = [int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
+        features = [torch.randn(3, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return TextFeatures(torch.nn.functional.normalize(torch.stack(features), dim=-1), [1] * len(texts))
+
+
+def test_the_accuracies_of_a_selection_set_are_those_of_its_queries_one_by_one(tmp_path):
+    questions = _Questions("some", has_text_only=True)
+    results = evaluate_zero_shot(_Known(3), str(tmp_path / "x.json"), selection_sets=[questions])
+    figures = results["selection"]["some"]
+    images = _Known(3).embed_images(questions.images()).double()
+    hits = {("accuracy", "a"): [], ("accuracy", "b"): [], ("text_only", "a"): [], ("text_only", "b"): []}
+    for (category, *captions), image in zip(questions.choices, questions.image_of_choice, strict=True):
+        right, wrong = (_Known(3).embed_texts(part).features.double() for part in captions)
+        hits["accuracy", category].append(bool((right @ images[image]).min() > (wrong @ images[image]).max()))
+        hits["text_only", category].append(bool(right[0] @ right[1] > (right @ wrong.T).max()))
+    for figure in ("accuracy", "text_only"):
+        found = {name: hits[figure, name] for name in ("a", "b")}
+        expected = {name: sum(each) / 6 for name, each in found.items()} | {
+            "overall": sum(map(sum, found.values())) / 12
+        }
+        assert figures[figure] == pytest.approx(expected, abs=1e-12) and 0 < expected["overall"] < 1
+    assert figures["queries"] == {"overall": 12, "a": 6, "b": 6} and (figures["images"], figures["texts"]) == (3, 30)
+    decoded = decode_outcomes(results["outcomes"]["some"], figures, "m")
+    assert decoded.intervals() == figures["intervals"] and decoded.clusters["a"].tolist() == [2, 2, 2]
+    assert results["protocol"]["some"]["queries"] == 12
+
+
+def test_a_selection_set_without_an_overall_figure_has_only_those_of_its_categories(tmp_path):
+    out = str(tmp_path / "x.json")
+    with captured_messages() as messages:
+        results = evaluate_zero_shot(_Known(3), out, selection_sets=[_Questions("some", has_overall=False)])
+    assert set(results["selection"]["some"]["accuracy"]) == {"a", "b"}
+    assert any(line.startswith("some: a accuracy ") and ", b accuracy " in line for line in messages)
+
+
+def test_the_queries_of_regions_that_cannot_be_read_are_left_out(tmp_path):
+    bad = _Questions("some", bad=frozenset({2, 3}))
+    bad.paths = [f"picture {number}" for number in bad.picture_of_image]
+    with pytest.raises(UserError, match=r"some: 1 image cannot be read, for example picture 1; .*--allow-partial"):
+        evaluate_zero_shot(_Known(0), str(tmp_path / "x.json"), selection_sets=[bad])
+    results = evaluate_zero_shot(_Known(0), str(tmp_path / "x.json"), selection_sets=[bad], allow_partial=True)
+    figures = results["selection"]["some"]
+    assert figures["queries"] == {"overall": 8, "a": 4, "b": 4} and figures["damaged"] == ["picture 1"]
+
+
+def test_a_text_is_compared_with_distractors_too(tmp_path):
+    """The images without texts are like the texts, and the others are not: no text is found, but all images are."""
+
+    class Model(_Random):
+        def embed_images(self, images):
+            return torch.eye(6)[[i % 6 for i, _ in enumerate(images)]]
+
+        def embed_texts(self, texts):
+            return TextFeatures(torch.eye(6).repeat_interleave(2, 0)[: len(texts)], [1] * len(texts))
+
+    pairs = _Pairs("some")
+    pairs.distractors, pairs.images = 6, lambda: map(render, map(sample_scene, SPLITS["evaluation"][:12]))
+    results = evaluate_zero_shot(Model(0), str(tmp_path / "x.json"), retrieval_sets=[pairs])
+    figures = results["retrieval"]["some"]
+    assert figures["t2i"]["R@1"] == 0.0 and figures["i2t"]["R@1"] == figures["t2i"]["R@5"] == 1.0
+    assert (figures["images"], figures["distractors"], results["protocol"]["some"]["distractors"]) == (6, 6, 6)
+    assert decode_outcomes(results["outcomes"]["some"], figures, "m").intervals() == figures["intervals"]
 
 
 def test_results_have_the_outcome_of_each_query_and_intervals_from_them(tmp_path):

@@ -69,6 +69,24 @@ def test_the_largest_tasks_take_less_than_64_mib_besides_their_features(images, 
     assert memory.peak < 64 * 2**20
 
 
+def test_distractors_are_in_the_gallery_of_texts_and_are_no_queries():
+    """The recall of texts is that of a gallery without the distinction; that of images does not change."""
+    image, text = _unit(12, 1), _unit(16, 2)
+    image_of_text = [j % 8 for j in range(16)]
+    with_distractors = metrics.recall_hits(image, text, image_of_text, distractors=4)
+    scores = text.double() @ image.double().T
+    for k, name in ((1, "R@1"), (5, "R@5")):
+        first = scores.argsort(dim=1, descending=True)[:, :k].tolist()
+        expected = [i in found for i, found in zip(image_of_text, first, strict=True)]
+        assert with_distractors["t2i"][name].tolist() == expected
+    without = metrics.recall_hits(image[:8], text, image_of_text)
+    assert {name: hits.tolist() for name, hits in with_distractors["i2t"].items()} == {
+        name: hits.tolist() for name, hits in without["i2t"].items()
+    }
+    with pytest.raises(ValueError, match="image 8 has no text"):
+        metrics.recall_hits(image, text, image_of_text, distractors=3)
+
+
 def test_ties_count_against_the_model():
     equal = _unit(1, 0).expand(5, -1)
     recall = metrics.recall(equal, equal, range(5), ks=(1, 5))

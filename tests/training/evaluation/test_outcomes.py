@@ -29,7 +29,7 @@ def test_outcomes_come_back_with_the_texts_of_each_image_together():
     stored = json.loads(json.dumps(retrieval_outcomes(hits, IMAGE_OF_TEXT, "digest").encode()))
     assert stored["texts_per_image"] == "2x1 1x1 3x1"
     outcomes = decode_outcomes(stored, figures, "m")
-    assert outcomes.queries == "digest" and outcomes.texts_per_image.tolist() == [2, 1, 3]
+    assert outcomes.queries == "digest" and outcomes.clusters["t2i"].tolist() == [2, 1, 3]
     for name, found in hits["t2i"].items():
         assert outcomes.hits["t2i", name].tolist() == found[[1, 2, 3, 0, 4, 5]].tolist()
         assert outcomes.cluster_sizes(("t2i", name)).tolist() == [2, 1, 3]
@@ -39,7 +39,7 @@ def test_outcomes_come_back_with_the_texts_of_each_image_together():
 
 
 def test_outcomes_of_classification_come_back():
-    stored = Outcomes("d", {("top1",): np.array([True, False, True])}, np.zeros(0, np.int64)).encode()
+    stored = Outcomes("d", {("top1",): np.array([True, False, True])}).encode()
     outcomes = decode_outcomes(stored, {"top1": 2 / 3, "images": 3}, "m")
     assert outcomes.hits["top1",].tolist() == [True, False, True] and set(stored) == {"queries", "top1"}
 

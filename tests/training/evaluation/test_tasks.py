@@ -8,13 +8,15 @@ import json
 import shutil
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import ImageChops
 
 from lotlip_data.manifests import subcaptions
-from lotlip_data.training.evaluation.tasks.base import ImageTexts, is_partial, read_task
+from lotlip_data.training.evaluation.tasks.base import ImageTexts
 from lotlip_data.training.evaluation.tasks.files import Folder, TaskDataError, read_image
 from lotlip_data.training.evaluation.tasks.iiw import IIW
+from lotlip_data.training.evaluation.tasks.reading import is_partial, read_task
 from lotlip_data.training.evaluation.tasks.registry import TASKS
 from tests.support.paths import GOLDENS
 from tests.training.evaluation import published_files
@@ -26,13 +28,16 @@ WRITERS = {
     "mscoco": lambda folder: published_files.karpathy(folder, "dataset_coco.json", "val2014"),
     "sharegpt4v-1k": published_files.sharegpt4v,
     "urban-1k": published_files.urban1k,
+    "flickr30k-fg": lambda folder: published_files.fg_retrieval(folder, "Flickr30K", "flickr30k-images"),
+    "mscoco-fg": lambda folder: published_files.fg_retrieval(folder, "MSCOCO", "val2014"),
 }
 GOLDEN = GOLDENS / "iiw.jsonl.gz"
 
 
-def read(name, folder, images):
+def read(name, folder, images, **changes):
     """Read the task as if it were published with `images` images."""
-    return read_task(dataclasses.replace(TASKS[name], images=images, checksums={}), str(folder))
+    task = dataclasses.replace(TASKS[name], **({"images": images, "checksums": {}} | changes))
+    return read_task(task, str(folder))
 
 
 def has_images(task_images, indices, tmp_path):
@@ -113,6 +118,57 @@ def test_a_json_array_is_read_equally_in_chunks_of_any_size(tmp_path, monkeypatc
         for chunk in (1, 3, 7, 1000):
             monkeypatch.setattr("lotlip_data.training.evaluation.tasks.files.CHUNK_BYTES", chunk)
             assert [entry.value for entry in Folder(str(tmp_path), "x", "y").read_json_array(name)] == rows
+
+
+@pytest.mark.parametrize("name", ["flickr30k-fg", "mscoco-fg"])
+def test_fg_retrieval_has_the_test_images_first_and_then_the_similar_images_of_the_pool(tmp_path, name):
+    WRITERS[name](tmp_path)
+    task_images = read(name, tmp_path, 3, distractors=2)
+    assert task_images.texts[5:7] == ("text 0 of image 1", "text 1 of image 1") and task_images.distractors == 2
+    assert task_images.image_of_text == (0,) * 5 + (1,) * 5 + (2,) * 5
+    assert has_images(task_images, range(5), tmp_path)
+    statistics = task_images.statistics()
+    assert (statistics["images"], statistics["distractors"], statistics["texts"]) == (3, 2, 15)
+
+
+def test_fewer_similar_images_than_published_are_an_error_that_counts_both(tmp_path):
+    WRITERS["flickr30k-fg"](tmp_path)
+    (tmp_path / "unlabeled2017/000000000021.jpg").unlink()
+    with pytest.raises(
+        TaskDataError,
+        match=r"3 images with 15 texts and 2 images without texts are published, but .* has 3 with 15 and 1\n1 image",
+    ):
+        read("flickr30k-fg", tmp_path, 3, distractors=2)
+
+
+class _Code:
+    """Runs code if it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was loaded",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (np.array(["1000.jpg", "1000.jpg"]), "has an empty name, or a name twice"),
+        (np.array(["1000.jpg", ""]), "has an empty name, or a name twice"),
+        (np.array(["1000.jpg", "1002.jpg"]), "Flickr30K_FG_ann.json, 1001 is of an image that .*npy does not name"),
+        (np.array([1000, 1001]), "is not a list of file names"),
+        (np.array([["1000.jpg"]]), "is not a list of file names"),
+        (np.array([0x110000], np.int32).view("<U1"), "cannot be read as an array of numpy"),
+        (np.array([_Code()]), "cannot be read as an array of numpy"),
+        (b"no numpy", "cannot be read as an array of numpy"),
+        (b"", "cannot be read as an array of numpy"),
+    ],
+)
+def test_names_of_a_pool_that_are_not_as_published_are_an_error(tmp_path, names, message):
+    WRITERS["flickr30k-fg"](tmp_path)
+    path = tmp_path / "Images/Flickr30K_FG_img_filenames.npy"
+    path.write_bytes(names) if isinstance(names, bytes) else np.save(path, names)
+    with pytest.raises(TaskDataError, match=message) as caught:
+        read("flickr30k-fg", tmp_path, 3)
+    assert str(caught.value).count(TASKS["flickr30k-fg"].where) == 1
 
 
 def test_an_image_of_urban_1k_without_a_text_file_is_reported(tmp_path):
@@ -471,6 +527,12 @@ def test_repeated_images_of_sharegpt4v_are_counted(tmp_path):
             r"images\[1\] has a blank text",
         ),
         (
+            "flickr30k-fg",
+            "Annotations/Flickr30K_FG_ann.json",
+            lambda value: value["1001"].__setitem__(2, " "),
+            "ann.json, 1001 has a blank text",
+        ),
+        (
             "sharegpt4v-1k",
             SHARE,
             lambda records: records[0]["conversations"][1].update(value=""),
@@ -528,8 +590,19 @@ def test_archives_with_other_checksums_are_reported(tmp_path):
 def test_every_checksum_has_a_known_algorithm_and_its_length():
     checksums = [checksum for task in TASKS.values() for checksum in task.checksums.values()]
     for algorithm, _, digest in (checksum.partition(":") for checksum in checksums):
-        assert len(digest) == len(hashlib.new(algorithm, b"").hexdigest()) and int(digest, 16)
-    assert len(checksums) == 7
+        hash_name = "sha1" if algorithm == "git" else algorithm
+        assert len(digest) == len(hashlib.new(hash_name, b"").hexdigest()) and int(digest, 16)
+    assert len(checksums) == 7 + 1 + 4 + 8 + 7 + 5
+
+
+def test_the_id_of_a_file_in_git_is_compared(tmp_path):
+    """`printf 'hello\\n' | git hash-object --stdin` prints this id."""
+    published_files.dci(tmp_path)
+    (tmp_path / "a.json").write_bytes(b"hello\n")
+    task = dataclasses.replace(TASKS["dci"], images=3)
+    for digest, changed in (("ce013625030ba8dba906f756967f9e9ca394464a", ()), ("0" * 40, ("a.json",))):
+        task = dataclasses.replace(task, checksums={"a.json": f"git:{digest}"})
+        assert read_task(task, str(tmp_path)).changed_files == changed
 
 
 def test_the_stamp_depends_on_the_images_and_on_nothing_else(tmp_path):

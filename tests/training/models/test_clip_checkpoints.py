@@ -2,22 +2,25 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models import register_model
+from timm.models.vision_transformer import _create_vision_transformer
 from torch import Tensor
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.synthetic.scenes import SPLITS, render, sample_scene
 from lotlip_data.training.config import ConfigError, make_config
-from lotlip_data.training.models import open_clip_names
+from lotlip_data.training.models import clip_checkpoints, open_clip_names
 from lotlip_data.training.models.lotlip import LoTLIP, load_model
 from lotlip_data.training.models.positions import KEPT_POSITIONS
 from lotlip_data.training.packing import embed_packed, pack_texts
-from tests.training.models.tiny_models import POSITIONS, WIDTH, randomize, write_clip, write_siglip
+from tests.training.models.tiny_models import POSITIONS, WIDTH, randomize, siglip_tokenizer, write_clip, write_siglip
 
 TOLERANCE = 1e-5
 IMAGES = [render(sample_scene(seed)).crop((0, 0, 64, 64)) for seed in SPLITS["evaluation"][:3]]
@@ -204,57 +207,99 @@ def test_at_another_image_size_the_positions_are_resized(checkpoint: tuple[Path,
 
 def write_open_clip(folder: Path, **vision: Any) -> str:
     """A model folder of open_clip with the given settings of the image tower. Returns its name."""
+    sizes = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    config = {"embed_dim": WIDTH, "vision_cfg": {**sizes, **vision}, "text_cfg": text, "quick_gelu": True}
+    return write_open_clip_folder(folder, config, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]})
+
+
+def vit_of_a_tiny_siglip(pretrained: bool = False, **settings: Any) -> Any:
+    """As timm builds `vit_base_patch16_siglip_224`, at a small size."""
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes |= {"class_token": False, "global_pool": "map"}
+    return _create_vision_transformer("vit_base_patch16_siglip_224", pretrained=pretrained, **{**sizes, **settings})
+
+
+def write_open_clip_siglip(folder: Path) -> str:
+    """A SigLIP in open_clip's layout: timm's image tower, and a tokenizer that removes punctuation."""
+    register_model(vit_of_a_tiny_siglip)
+    vision = {"timm_model_name": "vit_of_a_tiny_siglip", "image_size": 32, "timm_pool": "map"}
+    text = {"context_length": POSITIONS, "width": 32, "heads": 2, "layers": 2, "vocab_size": len(siglip_tokenizer())}
+    text |= {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+    text |= {"hf_tokenizer_name": "some/siglip", "tokenizer_kwargs": {"clean": "canonicalize"}}
+    config = {
+        "embed_dim": 32,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {**vision, "timm_proj": "none", "timm_model_pretrained": False},
+        "text_cfg": text,
+    }
+    folder.mkdir()
+    siglip_tokenizer().save_pretrained(folder)
+    return write_open_clip_folder(folder, config, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})
+
+
+def write_open_clip_folder(folder: Path, config: dict[str, Any], preprocessing: dict[str, Any]) -> str:
     import open_clip
     from safetensors.torch import save_file
 
-    sizes = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
-    config = {
-        "embed_dim": WIDTH,
-        "vision_cfg": {**sizes, **vision},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-        "quick_gelu": True,
-    }
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    settings = {name: value for name, value in config.items() if name != "custom_text"}
     torch.manual_seed(0)
-    model = randomize(open_clip.CLIP(**{**config, "vision_cfg": config["vision_cfg"], "text_cfg": config["text_cfg"]}))
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    preprocessing = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+    model = randomize(kind(**json.loads(json.dumps(settings))))
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocessing}))
     return f"open_clip:local-dir:{folder}"
 
 
-def test_a_model_of_open_clip_has_its_features_and_token_ids(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("write", "context"), [(write_open_clip, 77), (write_open_clip_siglip, POSITIONS)])
+def test_a_model_of_open_clip_has_its_features_and_token_ids(
+    tmp_path: Path, write: Callable[[Path], str], context: int
+) -> None:
     from lotlip_data.training.evaluation.models import load_embedder
 
-    name = write_open_clip(tmp_path / "model")
-    theirs, ours = load_embedder(name), start(name, context_length=77)
-    texts = ["A cat, and 2 dogs!", "an <b>odd</b> text; caf\u00e9 \u65e5\u672c", "word " * 100]
-    assert (ours.embed_texts(texts) - theirs.embed_texts(texts).features).abs().max() <= TOLERANCE
-    assert (ours.embed_images(IMAGES) - theirs.embed_images(IMAGES)).abs().max() <= TOLERANCE
-    assert ours.tokenizer.encode(texts).lengths == list(theirs.embed_texts(texts).lengths)
+    name = write(tmp_path / "model")
+    theirs, ours = load_embedder(name), start(name, context_length=context)
+    ours.save(str(tmp_path / "saved"))
+    texts = ["A cat, and 2_dogs!", "an <b>odd</b> text; caf\u00e9 \u65e5\u672c", "word " * 100]
+    for model in (ours, LoTLIP.load(str(tmp_path / "saved"))):
+        assert (model.embed_texts(texts) - theirs.embed_texts(texts).features).abs().max() <= TOLERANCE
+        assert (model.embed_images(WIDE_IMAGES) - theirs.embed_images(WIDE_IMAGES)).abs().max() <= TOLERANCE
+        assert model.tokenizer.encode(texts).truncated == [False, False, True]
 
 
 def test_another_architecture_of_open_clip_is_refused(tmp_path: Path) -> None:
     name = write_open_clip(tmp_path / "model", no_ln_pre=True)
-    with pytest.raises(UserError, match="only plain CLIPs of open_clip can be read"):
+    with pytest.raises(UserError, match="only plain CLIPs and SigLIPs of open_clip can be read"):
         start(name, context_length=77)
 
 
-def test_the_names_of_published_models_of_open_clip_go_to_transformers_and_back() -> None:
-    """ViT-B-16 as open_clip builds it: all names and shapes of transformers' CLIPModel, and 149.6 million values."""
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("ViT-B-16", 149_620_737), ("ViT-L-14-336", 427_944_193), ("ViT-B-16-SigLIP2", 375_187_970)],
+)
+def test_published_models_of_open_clip_have_the_names_and_shapes_of_transformers(name: str, values: int) -> None:
+    """At full size on `meta`. The numbers of values are those in open_clip's table of models, to its 10,000."""
     import open_clip
-    from transformers import CLIPConfig, CLIPModel
 
+    theirs = open_clip.create_model(name, device="meta")
     with torch.device("meta"):
-        theirs = open_clip.create_model("ViT-B-16", device="meta").state_dict()
-        vision = {"hidden_size": 768, "patch_size": 16}
-        ours = CLIPModel(CLIPConfig(vision_config=vision, projection_dim=512)).state_dict()
-    renamed = open_clip_names.to_transformers(theirs)
-    shapes = {name: value.shape for name, value in ours.items()}
-    assert {name: value.shape for name, value in renamed.items()} == shapes
+        ours = clip_checkpoints._siglip_of(theirs) if "SigLIP" in name else clip_checkpoints._clip_of(theirs)
+    renamed = open_clip_names.to_transformers(theirs.state_dict())
+    expected_shapes = {key: value.shape for key, value in ours.state_dict().items()}
+    actual = {
+        key: value.reshape(1).shape if not value.ndim and "Sig" in name else value.shape
+        for key, value in renamed.items()
+    }
+    assert actual == expected_shapes
     back = open_clip_names.to_open_clip(renamed)
-    assert {name: value.shape for name, value in back.items()} == {name: value.shape for name, value in theirs.items()}
-    assert sum(value.numel() for value in renamed.values()) == 149_620_737
+    assert {key: value.shape for key, value in back.items()} == {
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
+    assert sum(value.numel() for value in renamed.values()) == values
 
 
 def test_the_sigmoid_loss_keeps_scale_and_bias_of_a_siglip_and_starts_a_clip_with_siglips_initial_ones(tmp_path):

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from lotlip_data.manifests.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from lotlip_data.training.evaluation.tasks.base import read_task
+    from lotlip_data.training.evaluation.tasks.reading import read_task
     from lotlip_data.training.evaluation.tasks.registry import TASKS
 
 __all__ = ["TASKS", "read_task"]
 __getattr__ = lazy_exports(
     __name__,
     {
-        "base": ["read_task"],
+        "reading": ["read_task"],
         "registry": ["TASKS"],
     },
 )

@@ -10,7 +10,7 @@ from lotlip_data.training.evaluation.tasks.base import Record, Task
 from lotlip_data.training.evaluation.tasks.files import Folder
 
 ROOT = "densely_captioned_images"
-CHECKSUMS = {"dci.tar.gz": "sha256:9caff10cb6324c801d9020638f49925f04de87d897ca8614c599f3c43bef3aeb"}
+CHECKSUMS = {"dci.tar.gz": "sha256:d865c244150168d3f25daaad0bf5b70b2123cf3e83ca7b0e207d5b26943c5fc7"}
 WHERE_PHOTOS = (
     "Download sa_000138.tar of SA-1B (https://ai.meta.com/datasets/segment-anything-downloads) and put its sa_*.jpg "
     f"into FOLDER/{ROOT}/photos."

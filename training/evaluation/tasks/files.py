@@ -9,6 +9,7 @@ import codecs
 import hashlib
 import io
 import json
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ class Folder:
         is not reported.
 
         Args:
-            checksums: "sha256:…" or "md5:…" by path.
+            checksums: "sha256:…", "md5:…" or "git:…" by path; the last is the id of the file in a git repository.
         """
         parents = [storage.join(storage.normalise(self.url), "..")] if storage.is_local(self.url) else []
         changed = []
@@ -180,11 +181,19 @@ class Entry:
                 return Entry(self.value[name], f"{self.location}, {name}", self.folder)
         raise self.folder.error(self.location, f"has no `{names[0]}`; its fields are {', '.join(map(str, self.value))}")
 
-    def fields(self) -> list[Entry]:
-        """All fields of the object."""
+    def find(self, name: str) -> Entry | None:
+        """The field of the object; None if there is no such field, or it is null."""
+        return self.field(name) if name in self.names() and self.value[name] is not None else None
+
+    def names(self) -> list[str]:
+        """The names of all fields of the object."""
         if not isinstance(self.value, dict):
             raise self._type_error("an object")
-        return [self.field(name) for name in self.value]
+        return list(self.value)
+
+    def fields(self) -> list[Entry]:
+        """All fields of the object."""
+        return [self.field(name) for name in self.names()]
 
     def items(self) -> list[Entry]:
         """The items of the list."""
@@ -199,6 +208,22 @@ class Entry:
         if not self.value.isascii() and any("\ud800" <= character <= "\udfff" for character in self.value):
             raise self.folder.error(self.location, "contains half a character (a lone surrogate); download it again")
         return self.value
+
+    def integer(self) -> int:
+        """The whole number."""
+        if not isinstance(self.value, int) or isinstance(self.value, bool):
+            raise self._type_error("a whole number")
+        return self.value
+
+    def number(self) -> float:
+        """The finite number."""
+        try:
+            number = math.nan if isinstance(self.value, bool | str) else float(self.value)
+        except (TypeError, OverflowError):  # a whole number may be larger than any float
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._type_error("a number")
+        return number
 
     def _type_error(self, expected: str) -> TaskDataError:
         return self.folder.error(self.location, f"is not {expected} but {reprlib.repr(self.value)}; download it again")
@@ -229,4 +254,8 @@ def read_image(path: str) -> Image.Image | None:
 def _checksum(url: str, algorithm: str) -> str:
     """The checksum as "ALGORITHM:…". The file is read in pieces, because archives are larger than memory."""
     with storage.open_read(url) as stream:
+        if algorithm == "git":
+            content = stream.read()
+            head = f"blob {len(content)}\0".encode()
+            return f"git:{hashlib.sha1(head + content).hexdigest()}"
         return f"{algorithm}:{hashlib.file_digest(stream, algorithm).hexdigest()}"  # type: ignore[arg-type]
