@@ -54,7 +54,7 @@ def lotlip_loss(
 
     The short loss is Eq. 1 with the [CLS] feature of the short text. The long loss (Eq. 4–6) is the sum of Eq. 1 over
     the [CLS] feature and the corner features of each long text. With `bias`, SigLIP's loss takes the place of Eq. 1;
-    with the reduction `mean` the result is then FLAIR's multi-positive sigmoid loss (arXiv 2412.03561, Sec. 3), in
+    with the reduction `mean` the result is then FLAIR's multi-positive sigmoid loss (arXiv 2412.03561), in
     which an image is a positive of each of its texts: a sum over pairs does not depend on how the texts are grouped.
 
     Args:

@@ -17,8 +17,8 @@ from lotlip_data.manifests.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT, POOLED_FORMAT, CLIP_FORMAT = 1, 2, 3
-"""Version of config.json. A model whose image feature is no class token has the second, and one whose text tower is not
-BERT-like, or whose image tower has a projection, the third, so that earlier releases refuse it."""
+"""Version of config.json. A model whose image feature is no class token has the second. One whose text tower is not
+BERT-like, whose image tower has a projection, or whose logits have a bias has the third. Earlier releases refuse it."""
 REMEDY = "Copy the model again, or train it again."
 
 

@@ -140,9 +140,10 @@ class LoTLIP:
         }
 
     def _format(self) -> int:
-        if self.towers.image.proj is not None or type(self.towers.text.family) is not TextFamily:
+        image, text, bias = self.towers.image, self.towers.text, self.towers.logit_bias
+        if image.proj is not None or type(text.family) is not TextFamily or bias is not None:
             return CLIP_FORMAT
-        return FORMAT if self.towers.image.pooling == "class_token" else POOLED_FORMAT
+        return FORMAT if image.pooling == "class_token" else POOLED_FORMAT
 
     @classmethod
     def load(cls, url: str) -> "LoTLIP":

@@ -302,7 +302,9 @@ def test_published_models_of_open_clip_have_the_names_and_shapes_of_transformers
     assert sum(value.numel() for value in renamed.values()) == values
 
 
-def test_the_sigmoid_loss_keeps_scale_and_bias_of_a_siglip_and_starts_a_clip_with_siglips_initial_ones(tmp_path):
+def test_the_sigmoid_loss_keeps_the_scale_and_bias_of_a_siglip_but_not_the_scale_of_a_clip(
+    tmp_path: Path,
+) -> None:
     write_clip(tmp_path / "clip")
     write_siglip(tmp_path / "siglip")
     initial = {"clip": (math.log(10), -10.0), "siglip": (3.0, -9.0)}
@@ -314,7 +316,7 @@ def test_the_sigmoid_loss_keeps_scale_and_bias_of_a_siglip_and_starts_a_clip_wit
         assert softmax.logit_bias is None and softmax.log_scale.item() == pytest.approx(3.0)
 
 
-def test_prefix_padding_of_a_siglip_is_refused(tmp_path):
+def test_prefix_padding_of_a_siglip_is_refused(tmp_path: Path) -> None:
     write_siglip(tmp_path / "siglip")
     with pytest.raises(ConfigError, match="prefix_padding: SigLIP's texts are as long as the context already"):
         load_model(make_config("debias", start_from=str(tmp_path / "siglip"), context_length=40))
