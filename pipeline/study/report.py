@@ -92,17 +92,18 @@ def _sentences(results: Results) -> str:
 
 
 def _statement(text: str, comparisons: Sequence[Comparison], results: Results) -> str:
-    """What the metrics of a comparison show: `A vs. B holds on long texts (+3.1 [+1.0, +5.2])`."""
+    """What the metrics of a comparison show: `A vs. B: holds on long texts (+3.1 [+1.0, +5.2])`."""
     parts = []
     for verdict in Verdict:
         metrics = [
-            f"{METRIC_NAMES[each.metric]} ({markdown.interval(results.difference(each))})"
+            METRIC_NAMES[each.metric]
+            + (f" ({markdown.interval(found)})" if (found := results.difference(each)) else "")
             for each in comparisons
             if results.verdict(each) is verdict
         ]
         if metrics:
             parts.append(f"{verdict} on {_listed(metrics)}")
-    return f"{text} {', '.join(parts)}"
+    return f"{text}: {', '.join(parts)}"
 
 
 def _plural(verdict: Verdict, number: int) -> str:

@@ -84,8 +84,8 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
     assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) <= 5
     gain = "+4.8 [+4.4, +5.2]"
     metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
-    assert f"LoTLIP vs. LiT + long texts holds on {metrics}" in head
-    assert "LiT + long texts vs. LiT is level on long texts (+0.0 [+0.0, +0.0])" in head
+    assert f"LoTLIP vs. LiT + long texts: holds on {metrics}" in head
+    assert "LiT + long texts vs. LiT: is level on long texts (+0.0 [+0.0, +0.0])" in head
     assert "All trainings have run: " in head and f"({len(ARMS)} arms × 8 seeds)" in head
     assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
 
