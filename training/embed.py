@@ -1,29 +1,32 @@
-"""Writes the features that a trained model computes for a folder of images or a file of texts, as Parquet."""
+"""Writes the features that a model computes for images or texts, as Parquet. The file says which model it was."""
 
+import json
 import logging
 import pathlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import compress
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.manifests.iteration import DECODE_THREADS, batched, map_ordered
 from lotlip_data.manifests.progress import progress_bar
-from lotlip_data.training.devices import in_16_bit
-from lotlip_data.training.models.lotlip import LoTLIP
+from lotlip_data.training.data.image_files import FolderImages, ImageFiles, require_images
+from lotlip_data.training.devices import in_16_bit, pick_device
+from lotlip_data.training.evaluation.models import Embedder
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA = b"lotlip_data"
+"""Key of the Parquet file's metadata, which has `image_identity` of the model as JSON."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Embedding:
 
     written: int
     """Number of features in the file."""
+    width: int
+    """D, the numbers of a feature."""
     failed: list[str]
     """One line per image that could not be read, with the reason."""
 
@@ -49,7 +54,7 @@ def check_input(out: str, images: str | None = None, texts: str | None = None) -
     """
     _require_new(out)
     if images is not None:
-        _image_names(images)
+        require_images(any(True for _ in FolderImages(images).stamps()), images)
     if texts is not None:
         _read_lines(texts)
 
@@ -61,13 +66,14 @@ def _require_new(out: str) -> None:
         raise UserError(f"{out}: exists already; choose another file or remove it")
 
 
-def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
+def embed_images(model: Embedder, folder: str, out: str, device: str | None = None) -> Embedding:
     """Write the features of the images in a folder, in the order of their names.
 
     Args:
-        model: The model.
+        model: A model of `load_embedder`.
         folder: A local path or fsspec URL. Subfolders are included.
         out: The Parquet file to create: columns `name` and `feature`, float32 [D] with norm 1.
+        device: The device that the model was loaded to.
 
     Returns:
         The number of features, and the images that could not be read and were skipped.
@@ -76,79 +82,99 @@ def embed_images(model: LoTLIP, folder: str, out: str) -> Embedding:
         UserError: The folder has no image, or `out` exists.
     """
     _require_new(out)
-    names = _image_names(folder)
+    files = FolderImages(folder)
+    names = sorted(name for name, _ in files.stamps())
+    require_images(bool(names), folder)
     failed: list[str] = []
 
-    def read(name: str) -> Tensor | str:
-        image = _read_image(folder, name)
-        return image if isinstance(image, str) else model.transform([image])
-
-    def features() -> Iterator[dict[str, Any]]:
-        pixels = map_ordered(read, names, DECODE_THREADS, window=2 * BATCH_SIZE)
+    def parts() -> Iterator[tuple[list[str], Tensor]]:
         with progress_bar("embed", len(names), "image") as bar:
-            for part in batched(zip(names, pixels, strict=True), BATCH_SIZE):
-                failed.extend(f"{name}: {reason}" for name, reason in part if isinstance(reason, str))
-                decoded = {name: image for name, image in part if not isinstance(image, str)}
-                yield {"name": list(decoded), "feature": _embed(model, list(decoded.values()))}
+            for part in image_features(model, files, names, device):
+                failed.extend(f"{name}: {reason}" for name, reason in part.unreadable)
+                yield part.names, part.features
                 bar.note(f"{len(failed):,} failed" if failed else "")
-                bar.update(len(part))
+                bar.update(len(part.names) + len(part.unreadable))
 
-    return Embedding(_write(out, features(), model.towers.image.dim, "name"), failed)
-
-
-def _embed(model: LoTLIP, pixels: list[Tensor]) -> Tensor:
-    """Unit float32 features [N, D] of N images, each (1, 3, size, size). A GPU computes in 16 bit."""
-    if not pixels:
-        return torch.zeros(0, model.towers.image.dim)
-    with in_16_bit(model.device):
-        return model.embed_pixels(torch.cat(pixels))
+    written, width = _write(out, parts(), "name", model, pick_device(device))
+    return Embedding(written, width, failed)
 
 
-def _image_names(folder: str) -> list[str]:
-    names = [name for name in storage.list_below(folder) if name.lower().endswith(IMAGE_EXTENSIONS)]
-    if not names:
-        raise UserError(f"{folder}: has no images; supported extensions are {', '.join(IMAGE_EXTENSIONS)}")
-    return names
+@dataclass(frozen=True)
+class ImageFeatures:
+    """The features of some images, and those among them that could not be read."""
+
+    names: list[str]
+    features: Tensor
+    """Unit float32 features [N, D] of `names`."""
+    unreadable: list[tuple[str, str]]
+    """Names and reasons."""
 
 
-def _read_image(folder: str, name: str) -> Image.Image | str:
-    """The image in RGB, upright, or the reason for which it cannot be read."""
-    try:
-        with storage.open_read(storage.join(folder, name)) as file:
-            return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-    except UnidentifiedImageError:
-        return "is not an image, or its format is not supported"
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return str(error)
+def image_features(
+    model: Embedder, files: ImageFiles, names: Iterable[str], device: str | None = None
+) -> Iterator[ImageFeatures]:
+    """The features of images, batch by batch in the order of `names`.
+
+    Threads decode images ahead, in bounded memory. A GPU computes in 16 bit.
+
+    Args:
+        model: A model of `load_embedder`.
+        files: The images.
+        names: Their names.
+        device: The device that the model was loaded to.
+    """
+
+    place = pick_device(device)
+
+    def read(name: str) -> tuple[str, Tensor | str]:
+        image = files.read(name)
+        return name, image if isinstance(image, str) else model.pixels(image)
+
+    for part in batched(map_ordered(read, names, DECODE_THREADS, window=2 * BATCH_SIZE), BATCH_SIZE):
+        decoded = {name: pixels for name, pixels in part if isinstance(pixels, Tensor)}
+        unreadable = [(name, reason) for name, reason in part if isinstance(reason, str)]
+        features = torch.zeros(0, 0)
+        if decoded:
+            with in_16_bit(place):
+                features = model.embed_pixels(torch.stack(list(decoded.values())))
+        finite = features.isfinite().all(dim=1).tolist()
+        unreadable += [
+            (name, "its feature is not finite") for name, good in zip(decoded, finite, strict=True) if not good
+        ]
+        yield ImageFeatures(list(compress(decoded, finite)), features[finite], unreadable)
 
 
-def embed_texts(model: LoTLIP, file: str, out: str) -> Embedding:
+def embed_texts(model: Embedder, file: str, out: str, device: str | None = None) -> Embedding:
     """Write the features of the texts in a file, in their order.
 
     Args:
-        model: The model.
+        model: A model of `load_embedder`.
         file: A UTF-8 file (local path or fsspec URL) with one text per line. A blank line is a text too.
         out: The Parquet file to create: columns `text` and `feature`, float32 [D] with norm 1.
+        device: The device that the model was loaded to.
 
     Raises:
         UserError: The file is empty or not UTF-8, or `out` exists.
     """
     _require_new(out)
     lines = _read_lines(file)
-    encoded = model.tokenizer.encode(lines)
-    if truncated := sum(encoded.truncated):
+    truncated = 0
+
+    def parts() -> Iterator[tuple[list[str], Tensor]]:
+        nonlocal truncated
+        for part in batched(lines, 16 * BATCH_SIZE):
+            with in_16_bit(pick_device(device)):
+                embedded = model.embed_texts(part)
+            truncated += sum(length > model.context_length for length in embedded.lengths)
+            yield part, embedded.features
+
+    written, width = _write(out, parts(), "text", model, pick_device(device))
+    if truncated:
         logger.warning(
             f"{truncated:,} of {wording.count(len(lines), 'text')} {wording.plural(truncated, 'is')} longer than "
-            f"{model.tokenizer.context_length} tokens and truncated"
+            f"{model.context_length} tokens and truncated"
         )
-
-    def parts() -> Iterator[dict[str, Any]]:
-        for part in batched(lines, 16 * BATCH_SIZE):
-            with in_16_bit(model.device):
-                feature = model.embed_texts(part)
-            yield {"text": part, "feature": feature}
-
-    return Embedding(_write(out, parts(), model.towers.image.dim, "text"), [])
+    return Embedding(written, width, [])
 
 
 def _read_lines(file: str) -> list[str]:
@@ -163,28 +189,33 @@ def _read_lines(file: str) -> list[str]:
     return lines
 
 
-def _write(out: str, parts: Iterable[dict[str, Any]], dim: int, key: str) -> int:
+def _write(
+    out: str, parts: Iterable[tuple[list[str], Tensor]], key: str, model: Embedder, place: torch.device
+) -> tuple[int, int]:
     """Commit features as one Parquet file. Raises UserError if it exists.
 
     Args:
         out: The file.
-        parts: Mappings with a list of strings under `key`, and a tensor [N, D] under "feature".
-        dim: D.
+        parts: Strings for the first column, and features [N, D].
         key: The name of the first column.
+        model: The model that has computed them.
+        place: Its device.
 
     Returns:
-        The number of rows.
+        The number of rows, and D.
     """
-    schema = pa.schema([(key, pa.string()), ("feature", pa.list_(pa.float32(), dim))])
+    with in_16_bit(place):
+        width = model.embed_images([Image.new("RGB", (8, 8))]).shape[1]
+    metadata = {METADATA: json.dumps({"image_identity": model.image_identity})}
+    schema = pa.schema([(key, pa.string()), ("feature", pa.list_(pa.float32(), width))], metadata=metadata)
     rows = 0
     with tempfile.TemporaryDirectory() as scratch:
         local = pathlib.Path(scratch, "features.parquet")
         with pq.ParquetWriter(local, schema) as writer:
-            for part in parts:
-                values = pa.array(part["feature"].numpy().ravel())
-                feature = pa.FixedSizeListArray.from_arrays(values, dim)
-                writer.write_table(pa.table([pa.array(part[key], pa.string()), feature], schema=schema))
-                rows += len(part[key])
+            for strings, features in parts:
+                values = pa.FixedSizeListArray.from_arrays(pa.array(features.numpy().ravel(), pa.float32()), width)
+                writer.write_table(pa.table([pa.array(strings, pa.string()), values], schema=schema))
+                rows += len(strings)
         if not storage.create_from_file(out, str(local)):
             _require_new(out)
-    return rows
+    return rows, width

@@ -1,4 +1,4 @@
-"""The commands that convert published checkpoints."""
+"""The commands that convert published checkpoints to this project's layout, and trained models to others."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import command
 
-app = CommandLine(help="Convert a checkpoint to or from this project's layout.")
+app = CommandLine(help="Convert checkpoints, and export trained models.")
 
 
 @app.command()
@@ -66,3 +66,35 @@ def lotlip(
         from lotlip_data.training.convert_lotlip import convert
 
         convert(source, target, revision=revision, image_tower=image_tower, text_tower=text_tower)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A trained model's folder, such as RUN/train/lotlip/model.")],
+    out: Annotated[str, typer.Argument(help="A new folder on this machine.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Layout of the folder: open_clip, transformers (with its code), or onnx (both towers).",
+            show_default=False,
+        ),
+    ],
+    hub_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="With open_clip: the hub id under which the folder will be published. Default: it stays where it is.",
+        ),
+    ] = None,
+) -> None:
+    """Export a trained model for open_clip, transformers or ONNX.
+
+    The folder is read back with the library that it is for, and its features are compared with the model's.
+
+    Example: lotlip-data convert export runs/mine/train/lotlip/model models/mine-open-clip --format open_clip
+    """
+    with command("convert", False):
+        from lotlip_data.training.export import export_model
+
+        export_model(model, out, form, hub_id)

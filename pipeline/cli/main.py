@@ -18,6 +18,7 @@ from lotlip_data.pipeline.cli import (
     study,
     synthetic,
     train,
+    use,
 )
 from lotlip_data.pipeline.cli.command_line import CommandLine
 from lotlip_data.pipeline.cli.common import INVALID
@@ -93,7 +94,7 @@ INSPECTION: Commands = {
     "view": inspect.view,
     "export": export.export,
 }
-MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": train.embed}
+MODELS: Commands = {"eval-tables": evaluate.eval_tables, "embed": use.embed, "search": use.search}
 DEMO: Commands = {
     "demo": stages.demo,
     "study": study.study,

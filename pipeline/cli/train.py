@@ -1,11 +1,11 @@
-"""The commands that train models and compute features."""
+"""The commands that train models and compute the features of their trainings."""
 
 import os
 from typing import Annotated, Any
 
 import typer
 
-from lotlip_data.pipeline.cli.common import FAILED, Json, RunFolder, command, finish
+from lotlip_data.pipeline.cli.common import Json, RunFolder, command, finish
 
 
 def train(
@@ -102,45 +102,3 @@ def features(
         from lotlip_data.pipeline import stages
 
         finish(console, stages.features(run, image_tower, image_size=image_size, gpus=gpus), run)
-
-
-def embed(
-    checkpoint: Annotated[str, typer.Argument(help="A trained model's folder, such as RUN/train/lotlip/model.")],
-    out: Annotated[
-        str, typer.Argument(help="Parquet file to write, with the columns `name` or `text`, and `feature`.")
-    ],
-    images: Annotated[str | None, typer.Option(help="Folder of images; its folders are included.")] = None,
-    texts: Annotated[str | None, typer.Option(help="Text file with one text per line.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device: cpu, cuda, cuda:1, …. Default: a GPU where there is one.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Write a trained model's features of images or texts.
-
-    Features have unit length; the product of two is their cosine similarity.
-
-    Example: lotlip-data embed runs/demo/train/lotlip/model photos.parquet --images ~/photos
-    """
-    with command("embed", json) as console:
-        from lotlip_data.manifests.errors import UserError
-        from lotlip_data.manifests.wording import count, group
-
-        if (images is None) == (texts is None):
-            raise UserError("give either --images FOLDER or --texts FILE")
-        from lotlip_data.training.devices import pick_device
-        from lotlip_data.training.embed import check_input, embed_images, embed_texts
-        from lotlip_data.training.models.lotlip import LoTLIP
-
-        check_input(out, images, texts)
-        place = pick_device(device)
-        model = LoTLIP.load(checkpoint)
-        model.towers.to(place)
-        result = embed_images(model, images, out) if images is not None else embed_texts(model, str(texts), out)
-        console.print(f"{count(result.written, 'feature')} of {model.towers.image.dim} numbers in {out}")
-        console.result({"written": result.written, "failed": len(result.failed)})
-        if result.failed:
-            console.print(f"embed: {len(result.failed):,} failed")
-            for reason in group(result.failed, shown=20):
-                console.print(f"  {reason}")
-            raise typer.Exit(FAILED)

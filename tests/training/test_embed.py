@@ -11,13 +11,16 @@ from lotlip_data.pipeline.cli.main import app
 from lotlip_data.synthetic.scenes import render, sample_scene
 from lotlip_data.training import embed
 from lotlip_data.training.config import make_config
+from lotlip_data.training.evaluation.models import load_embedder
 from lotlip_data.training.models.lotlip import load_model
 from tests.training.run_fixture import write_towers
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return load_model(make_config(**write_towers(tmp_path_factory.mktemp("towers")), context_length=96))
+    folder = tmp_path_factory.mktemp("model")
+    load_model(make_config(**write_towers(folder / "towers"), context_length=96)).save(str(folder / "model"))
+    return load_embedder(str(folder / "model"), "cpu")
 
 
 def read_features(path):
@@ -55,7 +58,7 @@ def test_features_of_texts_are_in_the_order_of_their_lines(model, tmp_path, capl
     texts, features = read_features(tmp_path / "out.parquet")
     assert texts == lines and embedding.written == 4
     assert caplog.messages == ["1 of 4 texts is longer than 96 tokens and truncated"]
-    np.testing.assert_allclose(features, model.embed_texts(lines).numpy(), atol=1e-6)
+    np.testing.assert_allclose(features, model.embed_texts(lines).features.numpy(), atol=1e-6)
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     with pytest.raises(UserError, match="not UTF-8"):
         embed.embed_texts(model, str(tmp_path / "latin.txt"), str(tmp_path / "b.parquet"))

@@ -1,51 +1,26 @@
-"""Images to pixels as in the image tower's pre-training, with Pillow and numpy alone.
-
-timm's crop_pct (0.9 for the paper's towers) is ignored: the authors' code evaluates with the whole shorter side.
-"""
+"""Images to tensors as in the image tower's pre-training, and random crops of them."""
 
 import json
 import math
 import pathlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-_INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+from lotlip_data.training.data.pixels import PixelTransform
+
 _MAX_ASPECT_RATIO = 4 / 3
 """A random crop has an aspect ratio from 3:4 to 4:3."""
 _CROP_ATTEMPTS = 10
 
 
-ResizeMode = Literal["shortest", "squash"]
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """Resizes the shorter side to `size`, crops the center and normalizes, with exactly timm's pixels.
-
-    With `resize_mode` squash it resizes both sides to `size` instead, as a SigLIP was trained.
-
-    Normalization is (x − mean) / std of values in [0, 1]. The authors' code uses 0.5 for both, and bicubic resizing.
-    """
-
-    size: int = 224
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    interpolation: str = "bicubic"
-    resize_mode: ResizeMode = "shortest"
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in _INTERPOLATIONS:
-            raise ValueError(f"interpolation: {self.interpolation!r} is not one of {', '.join(_INTERPOLATIONS)}")
-        if self.resize_mode not in get_args(ResizeMode):
-            raise ValueError(f"resize_mode: {self.resize_mode!r} is not one of {', '.join(get_args(ResizeMode))}")
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+class ImageTransform(PixelTransform):
+    """The transform of an image tower, which gives tensors."""
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [N, 3, size, size] of N images."""
@@ -60,26 +35,7 @@ class ImageTransform:
 
     def normalize(self, image: Image.Image) -> Tensor:
         """float32 [3, size, size] of an RGB image of size × size pixels."""
-        pixels = np.asarray(image).astype(np.float32) / 255
-        normalized = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normalized).permute(2, 0, 1).contiguous()
-
-    def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """The image at `width` × `height` pixels, with this transform's interpolation."""
-        return image.resize((width, height), _INTERPOLATIONS[self.interpolation])
-
-    def square(self, image: Image.Image) -> Image.Image:
-        """The image as RGB, size × size pixels: its center after its shorter side is resized, or all of it squashed."""
-        image = image.convert("RGB")
-        width, height = image.size
-        if (width, height) == (self.size, self.size):
-            return image
-        if self.resize_mode == "squash":
-            return self.resize(image, self.size, self.size)
-        shorter = min(width, height)
-        width, height = self.size * width // shorter, self.size * height // shorter
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return self.resize(image, width, height).crop((left, top, left + self.size, top + self.size))
+        return torch.from_numpy(self.normalized(image))
 
 
 def random_crop(

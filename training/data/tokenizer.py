@@ -10,29 +10,17 @@ Shapes: N texts, m corner tokens.
 
 import abc
 import functools
-import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lotlip_data.manifests import subcaptions
-
-TextForm = Literal["authors", "punkt"]
+from lotlip_data.training.data.text_forms import TextForm, authors_form, clean_text
 
 _SHORTEST_CONTEXT = 8
-
-_WHITESPACE = re.compile(r"\s+")
-
-
-def clean_text(text: str) -> str:
-    """Repair encodings, unescape HTML entities (twice: web texts are often escaped twice) and collapse whitespace."""
-    import ftfy
-
-    return _WHITESPACE.sub(" ", html.unescape(html.unescape(ftfy.fix_text(text)))).strip()
 
 
 @dataclass(frozen=True)
@@ -56,6 +44,9 @@ class TextTokenizer(abc.ABC):
     The ids of the m corner tokens are `vocab_size`, `vocab_size + 1`, …: rows that the text tower adds to the encoder's
     `vocab_size` word embeddings.
     """
+
+    is_padded = False
+    """Whether padding to the context length is a part of each text."""
 
     def __init__(
         self, tokenizer: Any, vocab_size: int, context_length: int, corner_tokens: int, form: TextForm
@@ -133,8 +124,7 @@ class BertTextTokenizer(TextTokenizer):
         )
 
     def _encode_authors(self, texts: Sequence[str]) -> list[list[int]]:
-        # The authors' code splits first and cleans afterwards. A "[SEP]" in the text becomes the special token.
-        joined = [clean_text(self.tokenizer.sep_token.join(text.split(". "))) for text in texts]
+        joined = [authors_form(text, self.tokenizer.sep_token) for text in texts]
         return [encoding.ids for encoding in self._backend.encode_batch(joined, add_special_tokens=False)]
 
     def _encode_punkt(self, texts: Sequence[str]) -> list[list[int]]:
@@ -185,7 +175,7 @@ class ClipTextTokenizer(TextTokenizer):
                 f"context_length: {context_length} leaves no room for text; use at least {_SHORTEST_CONTEXT}"
             )
         super().__init__(tokenizer, vocab_size, context_length, corner_tokens, form)
-        self._is_padded = is_padded
+        self.is_padded = is_padded
         self._end = int(tokenizer.eos_token_id)
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
@@ -206,7 +196,7 @@ class ClipTextTokenizer(TextTokenizer):
         if len(ids) > self.context_length:
             end = ids[-1:] if ids[-1] == self._end else []
             ids = [*ids[: self.context_length - len(end)], *end]
-        if not self._is_padded:
+        if not self.is_padded:
             return ids
         padding = [self.pad_id] * (self.context_length - len(ids))
         return [*padding, *ids] if self.tokenizer.padding_side == "left" else [*ids, *padding]

@@ -87,6 +87,12 @@ class Embedder(Protocol):
     def image_features(self, images: Iterable[Image.Image]) -> Tensor:
         """As `embed_images`, in the form in which a run stores them, which need not be normalised."""
 
+    def pixels(self, image: Image.Image) -> Tensor:
+        """The pixels [3, height, width] of an image, as the model reads them. Threads may call it at once."""
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """As `embed_images`, for pixels [N, 3, height, width] that `pixels` has made."""
+
 
 def load_embedder(name: str, device: str | None = None) -> Embedder:
     """Load a model for evaluation.
@@ -157,6 +163,12 @@ class LoTLIPModel:
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
         return self.model.embed_images(images, BATCH_SIZE)
 
+    def pixels(self, image: Image.Image) -> Tensor:
+        return self.model.transform.normalize(self.model.transform.square(image))
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return self.model.embed_pixels(pixels)
+
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
         encoded = self.model.tokenizer.encode(texts)
         return TextFeatures(self.model.embed_tokens(encoded, BATCH_SIZE), encoded.lengths)
@@ -186,12 +198,16 @@ class OpenClipModel:
     def image_features(self, images: Iterable[Image.Image]) -> Tensor:
         return self.embed_images(images)
 
-    @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        return _embed_in_batches(
-            images,
-            lambda batch: self._model.encode_image(torch.stack(list(map(self._transform, batch))).to(self._device)),
-        )
+        return _embed_in_batches(images, lambda batch: self.embed_pixels(torch.stack(list(map(self.pixels, batch)))))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._transform(image)
+        return pixels
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return _unit(self._model.encode_image(pixels.to(self._device)))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -242,13 +258,16 @@ class TransformersClipModel:
     def image_features(self, images: Iterable[Image.Image]) -> Tensor:
         return self.embed_images(images)
 
-    @torch.no_grad()
     def embed_images(self, images: Iterable[Image.Image]) -> Tensor:
-        return _embed_in_batches(images, self._embed_image_batch)
+        return _embed_in_batches(images, lambda batch: self.embed_pixels(torch.stack(list(map(self.pixels, batch)))))
 
-    def _embed_image_batch(self, images: list[Image.Image]) -> Tensor:
-        pixels = self._processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
-        return self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output
+    def pixels(self, image: Image.Image) -> Tensor:
+        pixels: Tensor = self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        return _unit(self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output)
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -284,10 +303,14 @@ def _embed_in_batches(items: Iterable[Any], embed: Callable[[list[Any]], Tensor]
 
     def batches() -> Iterator[Tensor]:
         for batch in batched(items, BATCH_SIZE):
-            yield F.normalize(embed(batch).float(), dim=-1).cpu()
+            yield _unit(embed(batch))
 
     features = list(batches())
     return torch.cat(features) if features else torch.zeros(0, 1)
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1).cpu()
 
 
 def _check_all_weights_loaded(name: str, loading_info: dict[str, Any]) -> None:

@@ -155,7 +155,7 @@ class LoTLIP:
         config = _read_config(url)
         with _local_copy(url) as folder:
             model_folder.check_files(folder, config, url)
-            model = _build(config, _load_tokenizer(folder, url), url)
+            model = build(config, _load_tokenizer(folder, url), url)
             try:
                 model.towers.load_state_dict(load_file(pathlib.Path(folder, WEIGHTS)))
             except (OSError, RuntimeError, SafetensorError) as error:
@@ -193,8 +193,12 @@ def _load_tokenizer(folder: str, url: str) -> Any:
         ) from error
 
 
-def _build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
-    """The model with fresh weights. Raises CheckpointError if its configuration is none, or of another tokenizer."""
+def build(config: ModelConfig, tokenizer: Any, url: str) -> LoTLIP:
+    """The model of a config.json, with fresh weights. `url` names it in errors.
+
+    Raises:
+        CheckpointError: The configuration is none, or of another tokenizer.
+    """
     description, transform = config["towers"], config["transform"]
     try:
         model = towers.build(description)

@@ -90,7 +90,7 @@ class TextPlacement:
         """
         index = torch.arange(is_text.shape[1], device=is_text.device).expand_as(is_text)
         first = summary[:, None]
-        row_start = torch.arange(len(is_text), device=is_text.device) * is_text.shape[1]
+        row_start = torch.arange(is_text.shape[0], device=is_text.device) * is_text.shape[1]
         return RowLayout(
             text=torch.where(is_text, 0, PADDING),
             position=torch.minimum(index, first) if self.summary_is_last else index,

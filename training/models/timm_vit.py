@@ -25,7 +25,7 @@ from lotlip_data.manifests.errors import UserError
 
 HEAD = ("head.weight", "head.bias")
 
-_SIZES = {  # size in the name of an architecture: (width, layers, heads)
+SIZES = {  # size in the name of an architecture: (width, layers, heads)
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),
@@ -72,16 +72,16 @@ def vit_config(config: Mapping[str, Any], where: str) -> Any:
 
     architecture, arguments = str(config["architecture"]), dict(config.get("model_args") or {})
     match = re.fullmatch(r"vit_([a-z]+)_patch(\d+)_(\d+)", architecture)
-    if not match or match[1] not in _SIZES:
+    if not match or match[1] not in SIZES:
         raise UserError(
             f"{where}: timm's {architecture} is not a plain ViT (vit_SIZE_patchP_IMAGE, SIZE one of "
-            f"{', '.join(_SIZES)}); use a plain ViT of timm, or a ViT of transformers"
+            f"{', '.join(SIZES)}); use a plain ViT of timm, or a ViT of transformers"
         )
     if (pool := config.get("global_pool", "token")) != "token":
         raise UserError(f"{where}: global_pool is {pool!r}; only 'token', the class token, is supported")
     if unknown := sorted(arguments.keys() - _MODEL_ARGUMENTS):
         raise UserError(f"{where}: model_args sets {', '.join(unknown)}, which a plain ViT does not have")
-    width, layers, heads = _SIZES[match[1]]
+    width, layers, heads = SIZES[match[1]]
     width = arguments.get("embed_dim", width)
     return ViTConfig(
         hidden_size=width,

@@ -109,7 +109,7 @@ class TextTower(nn.Module):
         summary_NKE = hidden_RLE.flatten(0, 1)[summary]
         # A pooler reads the first token of its input, so it gets one token at a time.
         pooled = self._pool(summary_NKE.flatten(0, 1)[:, None])
-        features_NKD: Tensor = self.proj(pooled).view(len(layout.summary), corners + 1, -1)
+        features_NKD: Tensor = self.proj(pooled).view(layout.summary.shape[0], corners + 1, -1)
         return features_NKD
 
     def _pool(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`lotlip-data convert sharegpt4v`: its output and exit codes."""
+"""`lotlip-data convert`: output and exit codes."""
 
 import json
 import shutil
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from lotlip_data.pipeline.cli.main import app
 from tests.captioners.convert import tiny_sharegpt4v
 
 COMMAND = [sys.executable, "-m", "lotlip_data.pipeline.cli", "convert", "sharegpt4v"]
@@ -41,3 +43,14 @@ def test_it_converts_once_and_reports_an_error_in_one_line(tmp_path: Path) -> No
 
     again = call(source, out, "--vision-tower", tmp_path / "tuned")
     assert (again.returncode, again.stdout) == (0, f"{out}: converted already, nothing to do\n")
+
+
+def test_export_names_its_formats_and_refuses_what_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = CliRunner().invoke(app, ["convert", "export", str(tmp_path / "empty"), str(tmp_path / "out")])
+    assert ended.exit_code == 2 and "--format" in ended.output
+    for form, message in (("tensorflow", "is not one of open_clip, transformers, onnx"), ("onnx", "is not a model")):
+        arguments = ["convert", "export", str(tmp_path / "empty"), str(tmp_path / "out"), "--format", form]
+        ended = CliRunner().invoke(app, arguments)
+        assert ended.exit_code == 2 and message in ended.output and ended.output.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -44,6 +44,8 @@ COMMANDS = (
     "view",
     "synthetic",
     "convert",
+    "embed",
+    "search",
 )
 
 
