@@ -8,7 +8,10 @@ from lotlip_data.training.models.lotlip import LoTLIP
 
 
 def is_clip(model: LoTLIP) -> bool:
-    """Whether CLIPModel computes the model: it has CLIP's encoders with their projections, and no corner tokens."""
+    """Whether the model has CLIP's encoders with their projections, and no corner tokens.
+
+    CLIPModel computes it, unless its logits have a bias.
+    """
     image, text = model.towers.image, model.towers.text
     kinds = image.vit.config.model_type, text.encoder.config.model_type
     return (

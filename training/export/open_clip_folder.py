@@ -75,13 +75,13 @@ class OpenClipFolder(Format):
             weights = open_clip_names.to_open_clip(clip_weights(model))
             # open_clip reads as many tokens as there are positions.
             weights["positional_embedding"] = weights["positional_embedding"][: model.tokenizer.context_length]
-            write_weights(folder / WEIGHTS, weights)
+            write_weights(folder / WEIGHTS, weights | _logit_bias(model))
             write_tokenizer(folder, content, model.tokenizer)
             return
         text = {f"text.{_text_name(name)}": value for name, value in model.towers.text.state_dict().items()}
         image = {f"visual.{name}": value for name, value in _image_weights(model).items()}
         scale = {"logit_scale": model.towers.log_scale.detach()}
-        write_weights(folder / WEIGHTS, {**scale, **image, **text})
+        write_weights(folder / WEIGHTS, {**scale, **_logit_bias(model), **image, **text})
         config = model.towers.text.encoder.config.to_dict()
         conversion.write_text(folder / "config.json", json.dumps(config, indent=2))
         separator = str(model.tokenizer.tokenizer.sep_token)
@@ -89,6 +89,8 @@ class OpenClipFolder(Format):
 
     def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
         architecture = _clip_architecture(model, home) if is_clip(model) else _architecture(model, home)
+        if _logit_bias(model):
+            architecture["init_logit_bias"] = 0.0  # that there is one
         transform = model.transform
         preprocessing = {
             "size": transform.size,
@@ -177,6 +179,12 @@ def _require_plain_vit(model: LoTLIP) -> None:
             f"the image tower is of model_type {config.model_type!r} with {getattr(config, 'hidden_act', None)!r}, and "
             f"only plain ViTs with gelu are written for open_clip; {_USE_ANOTHER}"
         )
+
+
+def _logit_bias(model: LoTLIP) -> dict[str, Tensor]:
+    """The bias of the logits under open_clip's name; empty if there is none."""
+    bias = model.towers.logit_bias
+    return {} if bias is None else {"logit_bias": bias.detach()}
 
 
 def _text_name(name: str) -> str:

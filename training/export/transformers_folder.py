@@ -1,8 +1,9 @@
 """A folder of transformers, which `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)` loads.
 
 The folder has the code of the model, of its tokenizer and of its image processor: copies of this project's modules. A
-CLIP without corner tokens becomes transformers' own CLIPModel, which needs no code; its tokenizer and image processor
-have code all the same, so that texts are cleaned and images cropped as in the training.
+CLIP without corner tokens and without a bias of its logits becomes transformers' own CLIPModel, which needs no code;
+its tokenizer and image processor have code all the same, so that texts are cleaned and images cropped as in the
+training.
 """
 
 import json
@@ -42,14 +43,14 @@ class TransformersFolder(Format):
         return without_corner_tokens(model) or model
 
     def write(self, model: LoTLIP, folder: Path) -> None:
-        weights = clip_weights(model) if is_clip(model) else model.towers.state_dict()
+        weights = clip_weights(model) if _is_clip_model(model) else model.towers.state_dict()
         write_weights(folder / "model.safetensors", weights)
         write_sources(MODULES, folder, is_package=True)
         write_tokenizer(
             folder,
             describe_tokenizer(model.tokenizer),
             model.tokenizer,
-            tokenizer_class="CLIPTokenizer" if is_clip(model) else "LoTLIPTokenizer",
+            tokenizer_class="CLIPTokenizer" if _is_clip_model(model) else "LoTLIPTokenizer",
             text_form=form_of(model.tokenizer),
             text_padding="max_length" if model.tokenizer.is_padded else "longest",
             auto_map={"AutoTokenizer": [None, "tokenization_lotlip.LoTLIPTokenizer"], **_PROCESSOR},
@@ -64,7 +65,7 @@ class TransformersFolder(Format):
         conversion.write_text(folder / "preprocessor_config.json", json.dumps(processor, indent=2))
 
     def describe(self, model: LoTLIP, home: str) -> dict[str, Any]:
-        if is_clip(model):
+        if _is_clip_model(model):
             return {**clip_config(model), "auto_map": _PROCESSOR}
         return {
             "model_type": "lotlip",
@@ -81,6 +82,11 @@ class TransformersFolder(Format):
 
     def load(self, folder: Path) -> "_Reader":
         return _Reader(folder)
+
+
+def _is_clip_model(model: LoTLIP) -> bool:
+    """Whether transformers' CLIPModel computes the model."""
+    return is_clip(model) and model.towers.logit_bias is None
 
 
 class _Reader:

@@ -371,3 +371,33 @@ def test_a_missing_package_of_the_extra_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
     with pytest.raises(UserError, match=r"onnxruntime, which is not installed; pip install 'lotlip-data\[onnx\]'"):
         export_model(str(model), str(tmp_path / "out"), "onnx")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["towers", "clip"])
+def test_the_bias_of_the_logits_is_exported(tmp_path, start, monkeypatch):
+    """A model of the sigmoid loss has it; open_clip's and transformers' logits are the model's."""
+    import open_clip
+    from transformers import AutoModel, AutoProcessor
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "model"
+    if start == "clip":
+        write_whole_clip(tmp_path / "clip")
+        config = make_config(start_from=str(tmp_path / "clip"), context_length=24, loss="sigmoid")
+        load_model(config).save(str(folder))
+    else:
+        write_model(folder, loss="sigmoid")
+    model = LoTLIP.load(str(folder))
+    expected = model.towers.scale * model.embed_images(IMAGES) @ model.embed_texts(TEXTS).T + model.towers.logit_bias
+    for form in ("open_clip", "transformers"):
+        assert export_model(str(folder), str(tmp_path / form), form)
+    name = f"local-dir:{tmp_path / 'open_clip'}"
+    loaded, _, transform = open_clip.create_model_and_transforms(name)
+    pixels = torch.stack([transform(image) for image in IMAGES])
+    logits, _ = loaded.eval().get_logits(pixels, open_clip.get_tokenizer(name)(TEXTS))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
+    theirs = AutoModel.from_pretrained(tmp_path / "transformers", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "transformers", trust_remote_code=True)
+    logits = theirs(**processor(images=IMAGES, text=TEXTS, return_tensors="pt")).logits_per_image
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)

@@ -18,7 +18,8 @@ from lotlip_data.training.models.towers import build
 
 @dataclass
 class LoTLIPOutput(ModelOutput):
-    """Unit features [N, D], and their cosine similarities times the model's scale."""
+    """Unit features [N, D], and the logits: their cosine similarities times the model's scale, plus its bias if it has
+    one."""
 
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
@@ -27,14 +28,15 @@ class LoTLIPOutput(ModelOutput):
 
 
 class LoTLIPModel(PreTrainedModel):
-    """Both towers and the scale of the similarities, under the names that a trained model's folder gives them."""
+    """Both towers, and scale and bias of the logits, under the names that a trained model's folder gives them."""
 
     config_class = LoTLIPConfig
 
     def __init__(self, config: LoTLIPConfig) -> None:
         super().__init__(config)
         towers = build(config.towers or {})
-        self.image, self.text, self.log_scale = towers.image, towers.text, towers.log_scale
+        self.image, self.text = towers.image, towers.text
+        self.log_scale, self.logit_bias = towers.log_scale, towers.logit_bias
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **ignored: Any) -> Tensor:
@@ -50,8 +52,12 @@ class LoTLIPModel(PreTrainedModel):
     def forward(
         self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None, **ignored: Any
     ) -> LoTLIPOutput:
-        """The unit features of what is given, and the similarities if both are."""
+        """The unit features of what is given, and the logits if both are."""
         image = None if pixel_values is None else F.normalize(self.get_image_features(pixel_values), dim=-1)
         text = None if input_ids is None else F.normalize(self.get_text_features(input_ids), dim=-1)
-        logits = None if image is None or text is None else torch.exp(self.log_scale) * image @ text.T
-        return LoTLIPOutput(logits, None if logits is None else logits.T, image, text)
+        if image is None or text is None:
+            return LoTLIPOutput(image_embeds=image, text_embeds=text)
+        logits = torch.exp(self.log_scale) * image @ text.T
+        if self.logit_bias is not None:
+            logits = logits + self.logit_bias
+        return LoTLIPOutput(logits, logits.T, image, text)
