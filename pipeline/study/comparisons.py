@@ -52,7 +52,7 @@ class Topic:
 
 
 def _printed(weights: Sequence[tuple[str, float]], metric: str) -> float | None:
-    if not all(name in PRINTED for name, _ in weights):
+    if not all(metric in PRINTED.get(name, {}) for name, _ in weights):
         return None
     return sum(weight * PRINTED[name][metric] for name, weight in weights)
 
@@ -74,7 +74,7 @@ def _versus(text: str, metrics: str, left: str, right: str, sign: int = 0, prima
     return _compare(text, metrics, (left, 1.0), (right, -1.0), sign=sign, primary=primary)
 
 
-_ALL = "long short class"
+_ALL = "long twins short class"
 _SINGLE = ("only_instructblip", "only_llava", "only_sharegpt4v")
 
 TOPICS: tuple[Topic, ...] = (
@@ -154,10 +154,10 @@ TOPICS: tuple[Topic, ...] = (
         "sentence.",
         ("lit", "clip_long", "longclip", "debias"),
         (
-            *_versus("Long-CLIP vs. the CLIP", "long short", "longclip", "lit", sign=1, primary="long short"),
-            *_versus("DeBias-CLIP vs. Long-CLIP", "long short", "debias", "longclip", sign=1, primary="long"),
-            *_versus("Long-CLIP vs. plain fine-tuning", "long short", "longclip", "clip_long", sign=1),
-            *_versus("DeBias-CLIP vs. the CLIP", "long short", "debias", "lit", sign=1),
+            *_versus("Long-CLIP vs. the CLIP", "long twins short", "longclip", "lit", sign=1, primary="long short"),
+            *_versus("DeBias-CLIP vs. Long-CLIP", "long twins short", "debias", "longclip", sign=1, primary="long"),
+            *_versus("Long-CLIP vs. plain fine-tuning", "long twins short", "longclip", "clip_long", sign=1),
+            *_versus("DeBias-CLIP vs. the CLIP", "long twins short", "debias", "lit", sign=1),
         ),
         note="The CLIP is the arm LiT, pre-trained on the noisy raw texts alone; its row is the control without "
         "fine-tuning. The three others start from it, train as many steps again on whole long texts, and keep the "

@@ -37,6 +37,7 @@ LONG_TEXTS = ("person", "sharegpt4v")
 class EvaluationScenes:
     """The scenes of the evaluation of a seed."""
 
+    unrelated: tuple[Scene, ...]
     grouped: tuple[Scene, ...]
     """Groups of a scene and its near twins."""
     short: tuple[Scene, ...]
@@ -46,25 +47,26 @@ class EvaluationScenes:
 
     @property
     def all(self) -> Sequence[Scene]:
-        return (*self.grouped, *self.short, *self.classified)
+        return (*self.unrelated, *self.grouped, *self.short, *self.classified)
 
-    def split(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def split(self, features: np.ndarray) -> list[np.ndarray]:
         """The rows of `all` by kind of scene."""
-        first, second = len(self.grouped), len(self.grouped) + len(self.short)
-        return features[:first], features[first:second], features[second:]
+        sizes = [len(self.unrelated), len(self.grouped), len(self.short)]
+        return np.split(features, np.cumsum(sizes))
 
 
 @functools.lru_cache(maxsize=2)
 def evaluation_scenes(seed: int, gallery: Gallery) -> EvaluationScenes:
     """The scenes of the evaluation of a seed. No training uses them."""
     seeds = BLOCKS.evaluation_seeds(seed)
+    unrelated = tuple(crowded_scene(next(seeds)) for _ in range(gallery.unrelated))
     grouped = world.twin_groups(seeds, gallery.groups, gallery.twins)
     short: dict[str, Scene] = {}
     while len(short) < gallery.short:
         scene = crowded_scene(next(seeds))
         short.setdefault(short_text(scene), scene)
     classified = tuple(crowded_scene(next(seeds)) for _ in range(gallery.classified))
-    return EvaluationScenes(grouped, tuple(short.values()), classified)
+    return EvaluationScenes(unrelated, grouped, tuple(short.values()), classified)
 
 
 def folder(study: str, design: Design, seed: int) -> Path:
@@ -97,6 +99,8 @@ def write(study: str, design: Design, seed: int) -> None:
 def evaluate(study: str, design: Design, seed: int, model: str, shares_image_tower: bool) -> world.Figures:
     """The figures of a trained model: R@1 of long and short texts in both directions, and top-1, in percent.
 
+    The figures of long texts of near twins begin with `twins.`.
+
     Args:
         study: The study's folder.
         design: The design.
@@ -113,12 +117,16 @@ def evaluate(study: str, design: Design, seed: int, model: str, shares_image_tow
         features = read_features(str(folder(study, design, seed) / GALLERY), (len(scenes.all), None))
     else:
         features = embedder.embed_images(map(render, scenes.all)).numpy()
-    grouped, short, classified = scenes.split(features)
-    figures = world.retrieval_figures(
-        embedder, grouped, {name: [crowded_text(scene, name) for scene in scenes.grouped] for name in LONG_TEXTS}
-    )
+    unrelated, grouped, short, classified = scenes.split(features)
+    figures = world.retrieval_figures(embedder, unrelated, _long_texts(scenes.unrelated))
+    figures |= world.retrieval_figures(embedder, grouped, _long_texts(scenes.grouped, "twins."))
     figures |= world.retrieval_figures(embedder, short, {"short": [short_text(scene) for scene in scenes.short]})
     return figures | {"class.top1": _top1(embedder, torch.from_numpy(classified), scenes.classified)}
+
+
+def _long_texts(scenes: Sequence[Scene], prefix: str = "") -> dict[str, list[str]]:
+    """The long texts of the scenes by the writer's name."""
+    return {prefix + name: [crowded_text(scene, name) for scene in scenes] for name in LONG_TEXTS}
 
 
 def _top1(embedder: "Embedder", images_ND: "Tensor", scenes: Sequence[Scene]) -> float:

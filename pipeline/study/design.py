@@ -18,7 +18,7 @@ from lotlip_data.synthetic.caption_writers import WRITERS
 from lotlip_data.synthetic.hard_scenes import WEB_NOISE, WebNoise
 from lotlip_data.training.config import METHODS, TrainConfig, make_config
 
-VERSION = 1
+VERSION = 2
 """Version of data and evaluation. Results of different versions are not mixed."""
 SEEDS = 10
 """Number of final seeds, from 0, chosen by the power calculation before any of them ran."""
@@ -49,8 +49,10 @@ SETTINGS: dict[str, Any] = {
 class Gallery:
     """Number of scenes to evaluate on."""
 
-    groups: int = 250
-    """Groups of a scene and its near twins."""
+    unrelated: int = 1000
+    """Unrelated scenes with long texts."""
+    groups: int = 125
+    """Groups of a scene and its near twins, with long texts."""
     twins: int = 3
     """Near twins per group."""
     short: int = 400

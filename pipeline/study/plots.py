@@ -14,7 +14,7 @@ VERDICT_COLOURS = {
     Verdict.UNDECIDED: GRAY,
     Verdict.UNKNOWN: GRAY,
 }
-METRIC_NAMES = {"long": "long texts", "short": "short texts", "class": "classes"}
+METRIC_NAMES = {"long": "long texts", "twins": "near twins", "short": "short texts", "class": "classes"}
 
 
 def plot_primary(results: Results) -> str:

@@ -21,11 +21,13 @@ COLUMNS = {
     "person.i2t.R@1": "I2T",
     "sharegpt4v.t2i.R@1": "captioner T2I",
     "sharegpt4v.i2t.R@1": "I2T",
+    "twins": "near twins",
     "short.t2i.R@1": "short T2I",
     "short.i2t.R@1": "I2T",
     "class.top1": "class",
 }
-"""The figures that a table shows, with their headings."""
+"""The figures and metrics that a table shows, with their headings."""
+_PAPER_METRICS = ("long", "short", "class")
 
 
 def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
@@ -50,7 +52,7 @@ def render_page(results: Results, design: Design, seeds: int) -> str:
         gallery=design.gallery,
         noise=design.noise,
         captioner_errors=CAPTIONER_ERRORS,
-        scenes_searched=design.gallery.groups * (1 + design.gallery.twins),
+        twins_searched=design.gallery.groups * (1 + design.gallery.twins),
         progress=_progress(results, seeds),
         sentences=_sentences(results),
         primaries=len(PRIMARY),
@@ -169,12 +171,12 @@ def _section(topic: Topic, results: Results) -> str:
 def _result_table(topic: Topic, results: Results) -> str:
     """Mean and standard deviation per arm and figure, beside the paper's values."""
     printed = any(name in PRINTED for name in topic.arms)
-    paper = [f"*paper: {name}*" for name in METRIC_NAMES.values()] if printed else []
+    paper = [f"*paper: {METRIC_NAMES[metric]}*" for metric in _PAPER_METRICS] if printed else []
     rows = [["", "seeds", *COLUMNS.values(), *paper]]
     for name in topic.arms:
         cells = [markdown.spread(results.values(name, figure).values()) for figure in COLUMNS]
         values = PRINTED.get(name, {})
-        cells += [f"*{values[metric]:.1f}*" if values else "" for metric in METRIC_NAMES] if printed else []
+        cells += [f"*{values[metric]:.1f}*" if values else "" for metric in _PAPER_METRICS] if printed else []
         rows.append([ARMS[name].label, str(len(results.values(name, "long")) or NOT_RUN), *cells])
     return markdown.table(rows, text_columns=1)
 

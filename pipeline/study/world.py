@@ -40,6 +40,12 @@ Figures = dict[str, float]
 """Figures of a training by name."""
 METRICS = {
     "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
+    "twins": (
+        "twins.person.t2i.R@1",
+        "twins.person.i2t.R@1",
+        "twins.sharegpt4v.t2i.R@1",
+        "twins.sharegpt4v.i2t.R@1",
+    ),
     "short": ("short.t2i.R@1", "short.i2t.R@1"),
     "class": ("class.top1",),
 }

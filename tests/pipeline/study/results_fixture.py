@@ -11,7 +11,7 @@ SMALL = Design(
     settings=DESIGN.settings | {"batch": 16, "warm_up": 1, "checkpoint_every": 1},
     steps=3,
     scenes=48,
-    gallery=Gallery(groups=4, twins=3, short=8, classified=8),
+    gallery=Gallery(unrelated=16, groups=4, twins=3, short=8, classified=8),
 )
 FLAT = {"step": [10.0 * step for step in range(1, 11)], "loss": [2.0] * 10, "short": [1.0] * 10, "long": [1.0] * 10}
 

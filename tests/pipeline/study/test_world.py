@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -34,7 +35,9 @@ def test_the_data_of_a_seed_are_written_once_with_features_and_noisy_raw_texts(
 
 def test_the_evaluation_has_near_twins_different_short_texts_and_no_training_scene() -> None:
     scenes = data.evaluation_scenes(1, SMALL.gallery)
-    assert [len(each) for each in (scenes.grouped, scenes.short, scenes.classified)] == [16, 8, 8]
+    kinds = (scenes.unrelated, scenes.grouped, scenes.short, scenes.classified)
+    assert [len(each) for each in kinds] == [16, 16, 8, 8]
+    assert [len(part) for part in scenes.split(np.zeros((len(scenes.all), 1)))] == [16, 16, 8, 8]
     assert len(set(map(short_text, scenes.short))) == 8
     for first in range(0, 16, 4):
         group = scenes.grouped[first : first + 4]
