@@ -400,9 +400,9 @@ def test_texts_are_packed_in_the_threads_that_read_ahead(run_and_settings, tmp_p
     run, settings = run_and_settings
     threads, pack = set(), trainer.pack_texts
 
-    def record_thread(tower, ids):
+    def record_thread(*arguments):
         threads.add(threading.current_thread())
-        return pack(tower, ids)
+        return pack(*arguments)
 
     monkeypatch.setattr(trainer, "pack_texts", record_thread)
     train(make_config(**{**settings, "epochs": 1}), run, str(tmp_path / "t"))
