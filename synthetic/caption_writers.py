@@ -8,7 +8,7 @@ rule `text.split(". ")` split a text alike. Only the sentences about objects nam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -33,6 +33,20 @@ RICH_PLACES = (
 )
 
 
+NAMING_FORMS = {
+    "{obj.size} {obj.colour} {obj.shape} stock photo": 4,
+    "{obj.colour} {obj.shape} on {background} background": 4,
+    "{obj.colour} {obj.shape} vector image free download": 4,
+    "{obj.size} {obj.colour} {obj.shape}": 4,
+    "Buy {obj.colour} {obj.shape} online | Free shipping": 3,
+    "{obj.colour} {obj.shape} at the {obj.place} #{number}": 3,
+    "{obj.colour}_{obj.shape}_{number}.jpg": 3,
+    "{obj.shape} clip art, {background}": 2,
+    "Pretty {obj.colour} decoration - item {number}": 2,
+}
+"""Forms of alt texts that name an object, with their weights."""
+
+
 def long_text(scene: Scene, writer: str) -> str:
     """The writer's description of the scene: 4–5 sentences (instructblip), 5–6 (llava) or 6–8 (sharegpt4v).
 
@@ -47,21 +61,15 @@ def raw_text(scene: Scene) -> str:
     """An alt text as on the web: at most the most prominent object, often incompletely, sometimes junk."""
     rng = np.random.default_rng([scene.seed, 2])
     obj = min(scene.objects, key=lambda obj: obj.size != "large")  # the first large object, else the first
+    return alt_text(obj, scene.background, rng, NAMING_FORMS | {"IMG_{number}.JPG": 1})
+
+
+def alt_text(obj: SceneObject, background: str, rng: np.random.Generator, forms: Mapping[str, int]) -> str:
+    """A text in one of the forms, which are drawn with the given weights."""
     number = int(rng.integers(100, 10_000))
-    forms = (
-        f"{obj.size} {obj.colour} {obj.shape} stock photo",
-        f"{obj.colour} {obj.shape} on {scene.background} background",
-        f"{obj.colour} {obj.shape} vector image free download",
-        f"{obj.size} {obj.colour} {obj.shape}",
-        f"Buy {obj.colour} {obj.shape} online | Free shipping",
-        f"{obj.colour} {obj.shape} at the {obj.place} #{number}",
-        f"{obj.colour}_{obj.shape}_{number}.jpg",
-        f"{obj.shape} clip art, {scene.background}",
-        f"Pretty {obj.colour} decoration - item {number}",
-        f"IMG_{number}.JPG",
-    )
-    weights = np.array([4, 4, 4, 4, 3, 3, 3, 2, 2, 1], dtype=float)
-    return forms[int(rng.choice(len(forms), p=weights / weights.sum()))]
+    weights = np.array(list(forms.values()), dtype=float)
+    form = list(forms)[int(rng.choice(len(forms), p=weights / weights.sum()))]
+    return form.format(obj=obj, background=background, number=number)
 
 
 def _instructblip(scene: Scene) -> list[str]:

@@ -1,8 +1,9 @@
 """Crowded scenes of 3 to 6 objects, where details matter: the scenes of the reproduction study.
 
 They are drawn and described like all scenes. This module adds near twins, which differ in one attribute of one object;
-captioners' errors; and two writers. No model is trained on the texts of `person`: it describes the objects in another
-order and in other words, as texts by people differ from those of captioners. `detailed` writes 12 to 20 sentences.
+captioners' errors; raw texts with the noise of the web; and two writers. No model is trained on the texts of `person`:
+it describes the objects in another order and in other words, as texts by people differ from those of captioners.
+`detailed` writes 12 to 20 sentences.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from lotlip_data.synthetic.caption_writers import NUMBERS, WRITERS, long_text, palette, sizes_sentence
+from lotlip_data.synthetic.caption_writers import (
+    NAMING_FORMS,
+    NUMBERS,
+    WRITERS,
+    alt_text,
+    long_text,
+    palette,
+    sizes_sentence,
+)
 from lotlip_data.synthetic.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, Scene, SceneObject
 
 MIN_OBJECTS, MAX_OBJECTS = 3, 6
@@ -41,6 +50,31 @@ CAPTIONER_ERRORS = {
     "sharegpt4v": ErrorRates(wrong=0.05, omitted=0.03),
 }
 """Chosen, not measured: the order follows the paper's Table 9, the sizes follow reports on real captioners."""
+
+
+@dataclass(frozen=True)
+class WebNoise:
+    """Shares of the raw texts that do not describe the picture. The other texts name the salient object."""
+
+    wrong: float
+    """The text names a colour and a shape that no object of the picture has."""
+    other: float
+    """The text belongs to another picture."""
+    nothing: float
+    """The text names no object and no background."""
+
+
+WEB_NOISE = WebNoise(wrong=0.10, other=0.15, nothing=0.15)
+"""Chosen, not measured."""
+_EMPTY_FORMS = {
+    "IMG_{number}.JPG": 3,
+    "stock photo #{number}": 2,
+    "vector image free download": 2,
+    "Free shipping": 1,
+    "item {number}": 1,
+}
+_OTHER_SCENES = 2**32
+"""Added to a scene's seed, this is the seed of the other picture. No scene of a split has such a seed."""
 
 
 def crowded_scene(seed: int) -> Scene:
@@ -90,6 +124,21 @@ def misread(scene: Scene, writer: str, errors: ErrorRates | None = None) -> Scen
             objects = _changed(objects, index, rng, sort=False)
     kept = [obj for obj in objects if rng.random() >= errors.omitted]
     return replace(scene, objects=_in_reading_order(kept or objects))
+
+
+def web_text(scene: Scene, noise: WebNoise = WEB_NOISE) -> str:
+    """A raw text of the scene with the noise of the web, the same in every call."""
+    rng = np.random.default_rng([scene.seed, 6])
+    kinds = (noise.wrong, noise.other, noise.nothing)
+    kind = int(np.searchsorted(np.cumsum(kinds), rng.random(), side="right"))
+    if kind == 1:
+        scene = crowded_scene(scene.seed + _OTHER_SCENES)
+    obj = salient_object(scene)
+    if kind == 0:
+        colours = [colour for colour in COLOURS if all(each.colour != colour for each in scene.objects)]
+        shapes = [shape for shape in SHAPES if all(each.shape != shape for each in scene.objects)]
+        obj = replace(obj, colour=_pick(rng, colours), shape=_pick(rng, shapes))
+    return alt_text(obj, scene.background, rng, _EMPTY_FORMS if kind == 2 else NAMING_FORMS)
 
 
 def crowded_text(scene: Scene, writer: str) -> str:

@@ -51,9 +51,9 @@ SPLITS: dict[str, range] = {
     "tower_train": range(2_000_000, 3_000_000),
     "images": range(3_000_000, 4_000_000),  # served in the demo: LoTLIP is trained on these
     "evaluation": range(4_000_000, 4_100_000),
-    "study": range(
-        10_000_000, 20_000_000
-    ),  # crowded scenes, in blocks per seed of the study: see pipeline/study/data.py
+    # Crowded scenes, in blocks per seed of a study: see pipeline/study/world.py.
+    "study_scores": range(10_000_000, 20_000_000),
+    "study": range(20_000_000, 60_000_000),
 }
 
 

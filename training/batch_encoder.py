@@ -70,12 +70,12 @@ class BatchEncoder:
             long_bTKD = long_bTKD[:, :, :1]
         image_BD = all_gather(F.normalize(image_bD.float(), dim=-1), group)
         texts = all_gather(torch.cat([short_bD[:, None], long_bTKD.flatten(1, 2)], dim=1), group)  # [B, 1 + T·K, D]
-        components = config.short_image == "principal_components"
+        has_components = config.short_image == "principal_components"
         return BatchFeatures(
             image=image_BD,
             short=texts[:, 0],
             long=texts[:, 1:].unflatten(1, (long_texts, -1 if long_texts else 1)),
-            short_image=project_on_principal_components(image_BD) if components else None,
+            short_image=project_on_principal_components(image_BD, config.components) if has_components else None,
             local_rows=group.local_rows(len(image_BD)),
             packed=packed,
         )

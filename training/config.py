@@ -91,6 +91,7 @@ LATER_SETTINGS = (
     "sub_caption_choice",
     "short_text",
     "short_image",
+    "components",
     "short_weight",
     "prefix_padding",
     "loss",
@@ -134,6 +135,7 @@ class ConfigError(UserError):
 
 _TOWERS = ("image_tower", "text_tower")
 _START = ("start_from", "stretch", "context_length")
+_COMPONENTS = TrainingSettings.model_fields["components"].default
 _OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in _TOWERS)
 
 
@@ -203,6 +205,10 @@ class TrainConfig(TrainingSettings):
         if self.label_smoothing and self.loss != "softmax":
             raise ConfigError(
                 "label_smoothing: has no meaning for the sigmoid of a pair; set it to 0, or loss: softmax"
+            )
+        if self.components != _COMPONENTS and self.short_image != "principal_components":
+            raise ConfigError(
+                "components: does nothing without short_image: principal_components; set both, or neither"
             )
         if self.short_weight is not None and not (self.long_texts and self.sub_captions):
             raise ConfigError("short_weight: weighs short against long texts, and this training has no long ones")

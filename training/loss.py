@@ -25,8 +25,6 @@ Reduction = Literal["sum", "mean"]
 
 MAX_LOGITS = 2**24
 """Logits that exist at a time: 64 MiB in float32, two or three times."""
-PRINCIPAL_COMPONENTS = 32
-"""Principal components of the image features that Long-CLIP matches short texts to."""
 ALL_ROWS = slice(0, None)
 
 
@@ -242,7 +240,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return None, *gradients, None, None
 
 
-def project_on_principal_components(image: Tensor, components: int = PRINCIPAL_COMPONENTS) -> Tensor:
+def project_on_principal_components(image: Tensor, components: int) -> Tensor:
     """Rebuild image features [B, D] from their first principal components in the batch, as Long-CLIP does.
 
     The result [B, D] is not normalized again. The gradient treats the directions as constants: the gradient of an

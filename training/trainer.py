@@ -427,8 +427,9 @@ def require_new(out: str) -> None:
 
 
 def read_result(out: str) -> TrainResult:
-    """The result of the finished training in `out`."""
-    return artifacts.read_json(_done_url(out), f"Remove {out} and train again.", TrainResult)
+    """The result of the finished training in `out`, which may have been moved since."""
+    result = artifacts.read_json(_done_url(out), f"Remove {out} and train again.", TrainResult)
+    return replace(result, model=storage.join(out, TRAINED_MODEL))
 
 
 def _open(config: TrainConfig, run: str, out: str, resume: bool) -> tuple[data.Dataset, TrainResult | None]:

@@ -38,7 +38,8 @@ class TrainingSettings(Settings):
 
     start_from: str | None = None
     """Image–text model from which both towers start, with their projections, temperature and tokenizer: hub id or
-    folder of a CLIP or SigLIP, or `open_clip:MODEL/WEIGHTS`. Default: `image_tower` and `text_tower`."""
+    folder of a CLIP or SigLIP, `open_clip:MODEL/WEIGHTS`, or the `model` folder of another training. Default:
+    `image_tower` and `text_tower`."""
     image_tower: str = PAPER_TOWER
     """Image tower."""
     text_tower: str = "google-bert/bert-base-uncased"
@@ -82,8 +83,11 @@ class TrainingSettings(Settings):
     """The short text of a sample: the raw text (paper); the first sub-caption of the first long text (Long-CLIP);
     `debiased`: some of the others in random order (DeBias-CLIP); `sampled`: one more text, drawn as long texts are."""
     short_image: Literal["features", "principal_components"] = "features"
-    """What short texts are matched to: the image features (paper), or what their first 32 principal components in the
+    """What short texts are matched to: the image features (paper), or what their first principal components in the
     batch keep of them (Long-CLIP)."""
+    components: Count = 32
+    """With `short_image: principal_components`: their number (Long-CLIP: 32). A batch of B images has B − 1, so a
+    number near the batch keeps everything."""
     short_weight: Annotated[float, Field(gt=0, lt=1)] | None = None
     """λ: the loss is λ × short loss + (1 − λ) × long loss (DeBias-CLIP). Default: their sum (paper)."""
     prefix_padding: bool = False

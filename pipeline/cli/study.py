@@ -15,9 +15,13 @@ Minutes = Annotated[
     typer.Option(min=0, max=1e6, help="Minutes after which to stop; the next call resumes. Default: no limit."),
 ]
 Processes = Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")]
-Seeds = Annotated[int, typer.Option(min=3, max=10, help="Number of seeds per row.")]
-SEEDS = 4
-"""As many as fit into four hours. With three, confidence intervals are half as wide again."""
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=3, max=50, help="Number of seeds. Default: that of the power calculation; with `--pilot`, 4."),
+]
+Pilot = Annotated[
+    bool, typer.Option("--pilot", help="Development seeds; the page is study/power.md, the power calculation.")
+]
 
 
 def study(
@@ -27,30 +31,31 @@ def study(
     ] = None,
     minutes: Minutes = None,
     only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Table or figure to make, such as table-3 or figure-4 (repeatable)."),
+        list[str] | None, typer.Option(metavar="ARM", help="Arm to train, such as lotlip (repeatable). Default: all.")
     ] = None,
-    seeds: Seeds = SEEDS,
+    seeds: Seeds = None,
     processes: Processes = 2,
+    pilot: Pilot = False,
     json: Json = False,
 ) -> None:
-    """Reproduce the paper's tables and figures, small.
+    """Test the paper's claims, small.
 
     Takes four hours on two cores, on synthetic scenes. It can be stopped at any time; the same command resumes it.
 
-    Example: lotlip-data study runs/study --minutes 30 --only table-2
+    Example: lotlip-data study runs/study --out docs --minutes 30
     """
     with command("study", json) as console:
         from lotlip_data.pipeline.study.main import run_study
 
-        progress = run_study(folder, out or folder, minutes, only or (), seeds, processes)
+        progress = run_study(folder, out or folder, minutes, only or (), seeds, processes, pilot)
         _finish(console, progress)
 
 
 def study_page(
-    results: Annotated[str, typer.Argument(help="A results.jsonl that `study` wrote.")],
+    results: Annotated[str, typer.Argument(help="A results.jsonl or, with `--pilot`, pilots.jsonl of `study`.")],
     out: Annotated[str, typer.Argument(help="Folder for the page, study/index.md.")],
-    seeds: Seeds = SEEDS,
+    seeds: Seeds = None,
+    pilot: Pilot = False,
 ) -> None:
     """Write the page of a study again, from its results.
 
@@ -59,7 +64,7 @@ def study_page(
     with command("study-page", False):
         from lotlip_data.pipeline.study.main import rebuild_page
 
-        rebuild_page(results, out, seeds)
+        rebuild_page(results, out, seeds, pilot)
 
 
 SCORES_SEEDS = 8

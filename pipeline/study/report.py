@@ -1,224 +1,204 @@
-"""The study's page, study/index.md: for each table and figure the results beside the paper's, and what they show."""
+"""The study's page, study/index.md: a plot and five sentences, then the evidence. All of it is from stored results."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from importlib.resources import files
-from statistics import fmean, stdev
+from collections.abc import Sequence
 
 from lotlip_data.manifests import storage
-from lotlip_data.pipeline.study.experiments import EXPERIMENTS, Design, Experiment, distinct_experiments
-from lotlip_data.pipeline.study.paper_claims import LEVEL_POINTS, TABLES, Claim, Table, TableRow
-from lotlip_data.pipeline.study.plots import plot
-from lotlip_data.pipeline.study.results import FAR_APART_FACTOR, FAR_APART_POINTS, Results, format_text
-from lotlip_data.pipeline.study.significance import MIN_SEEDS, Verdict
+from lotlip_data.pipeline.study import markdown
+from lotlip_data.pipeline.study.cells import format_lines
+from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, TOPICS, Comparison, Topic
+from lotlip_data.pipeline.study.curves import PLATEAU_SHARE
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
+from lotlip_data.pipeline.study.markdown import NOT_RUN
+from lotlip_data.pipeline.study.paper_results import PRINTED
+from lotlip_data.pipeline.study.plots import METRIC_NAMES, plot_curves, plot_primary
+from lotlip_data.pipeline.study.results import Results, Verdict
+from lotlip_data.pipeline.study.statistics import LEVEL, MIN_SEEDS, POWER, Difference, smallest_effect
 from lotlip_data.synthetic.hard_scenes import CAPTIONER_ERRORS
 
-METRIC_NAMES = {
-    "long": "long texts",
-    "short": "short texts",
-    "class": "classes",
-    "unrelated": "texts of 12–20 sentences",
-    "detailed": "texts of near twins",
-}
 COLUMNS = {
-    "long": {
-        "person.t2i.R@1": "person T2I",
-        "person.i2t.R@1": "I2T",
-        "sharegpt4v.t2i.R@1": "captioner T2I",
-        "sharegpt4v.i2t.R@1": "I2T",
-    },
-    "unrelated": {"unrelated.t2i.R@1": "12–20 sentences T2I", "unrelated.i2t.R@1": "I2T"},
-    "detailed": {"detailed.t2i.R@1": "near twins T2I", "detailed.i2t.R@1": "I2T"},
-    "short": {"short.t2i.R@1": "short T2I", "short.i2t.R@1": "I2T"},
-    "class": {"class.top1": "class"},
+    "person.t2i.R@1": "person T2I",
+    "person.i2t.R@1": "I2T",
+    "sharegpt4v.t2i.R@1": "captioner T2I",
+    "sharegpt4v.i2t.R@1": "I2T",
+    "twins": "near twins",
+    "short.t2i.R@1": "short T2I",
+    "short.i2t.R@1": "I2T",
+    "class.top1": "class",
 }
-"""The figures that a table shows, by metric, with their headings."""
-EXTRA_COLUMNS = {
-    "table-11": {"short.t2i.R@5": "short T2I R@5", "short.i2t.R@5": "I2T R@5"},
-    "figure-4": {
-        "unrelated.t2i.most": "at most T2I",
-        "unrelated.i2t.most": "I2T",
-        "detailed.t2i.most": "near twins at most T2I",
-        "detailed.i2t.most": "I2T",
-        "unrelated.cut": "texts truncated",
-        "flops.limit": "MFLOP at the limit",
-        "flops.text": "MFLOP per text",
-    },
-}
-"""More figures of single tables, with their headings."""
-NOT_RUN, FAR_APART_MARK = "–", "†"
-_DIRECTIONS = {1: "higher", -1: "lower", 0: "level"}
-
-_PHRASES = {
-    Verdict.HOLDS: ("holds outside the noise", "hold outside the noise"),
-    Verdict.LEANS: ("leans the paper's way within the noise", "lean the paper's way within the noise"),
-    Verdict.LEANS_AWAY: ("leans the other way within the noise", "lean the other way within the noise"),
-    Verdict.OPPOSITE: ("is reversed outside the noise", "are reversed outside the noise"),
-    Verdict.LEVEL: (
-        "is level in the paper and does not differ beyond the noise here",
-        "are level in the paper and do not differ beyond the noise here",
-    ),
-    Verdict.UNEVEN: (
-        "is level in the paper and differs outside the noise here",
-        "are level in the paper and differ outside the noise here",
-    ),
-    Verdict.MOOT: ("does not apply, since nothing is lost", "do not apply, since nothing is lost"),
-    Verdict.CEILING: (
-        "is inconclusive, since the ceiling moves as far",
-        "are inconclusive, since the ceiling moves as far",
-    ),
-    Verdict.CHANCE: ("is inconclusive, since all rows are at chance", "are inconclusive, since all rows are at chance"),
-    Verdict.UNKNOWN: ("has not run yet", "have not run yet"),
-}
-"""The verdict on one comparison, and on several."""
+"""The figures and metrics that a table shows, with their headings."""
+_PAPER_METRICS = ("long", "short", "class")
 
 
 def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
-    """Write `out`/study/index.md, with the plots and results.jsonl beside it. Returns the path of the page."""
-    folder = storage.join(out, "study")
-    for table in TABLES:
-        storage.replace(storage.join(folder, f"{table.name}.svg"), plot(table, results).encode())
-    storage.replace(storage.join(folder, "results.jsonl"), format_text(results.contents).encode())
-    page = storage.join(folder, "index.md")
-    storage.replace(page, render_page(results, design, seeds).encode())
-    return page
+    """Write `out`/study/index.md, with its plots and results.jsonl beside it. Returns the path of the page."""
+    contents = {
+        "primary.svg": plot_primary(results).encode(),
+        "curves.svg": plot_curves(results).encode(),
+        "results.jsonl": format_lines(results.contents),
+        "index.md": render_page(results, design, seeds).encode(),
+    }
+    for name, content in contents.items():
+        storage.replace(storage.join(out, "study", name), content)
+    return storage.join(out, "study", "index.md")
 
 
 def render_page(results: Results, design: Design, seeds: int) -> str:
-    """The page in Markdown, for results of `seeds` seeds. Its template is `templates/study.md`."""
-    import jinja2
-
-    experiments = distinct_experiments(EXPERIMENTS)
-    claims = list({claim.comparison: claim for table in TABLES for claim in table.claims}.values())
-    verdicts = Counter(_verdict(claim, results) for claim in claims)
-    source = files("lotlip_data.pipeline.study").joinpath("templates/study.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    return environment.from_string(source).render(
+    """The page in Markdown, for `seeds` final seeds. Its template is `templates/study.md`."""
+    return markdown.render(
+        "study.md",
         design=design,
         settings=design.settings,
-        from_scratch=design.settings | design.from_scratch,
         gallery=design.gallery,
+        noise=design.noise,
         captioner_errors=CAPTIONER_ERRORS,
-        experiments=len(experiments),
-        seeds=seeds,
-        done=sum(len(results.seeds(experiment)) for experiment in experiments),
-        hours=results.hours,
-        claims=len(claims),
-        claims_far_apart=sum(any(_far_apart_experiments(claim, results)) for claim in claims),
+        twins_searched=design.gallery.groups * (1 + design.gallery.twins),
+        progress=_progress(results, seeds),
+        sentences=_sentences(results),
+        primaries=len(PRIMARY),
+        primary_table=_primary_table(results),
+        level=f"{LEVEL:.0%}",
+        level_points=f"{LEVEL_POINTS:g}",
+        power=f"{POWER:.0%}",
         min_seeds=MIN_SEEDS,
-        level_points=LEVEL_POINTS,
-        far_apart_factor=FAR_APART_FACTOR,
-        far_apart_points=FAR_APART_POINTS,
-        verdicts={verdict: verdicts[verdict] for verdict in Verdict if verdicts[verdict]},
-        sections="\n\n".join(_section(table, results) for table in TABLES),
+        last_seed=seeds - 1,
+        first_development_seed=FIRST_DEVELOPMENT_SEED,
+        plateau_share=f"{PLATEAU_SHARE:.0%}",
+        plateau_sentence=_plateau_sentence(results),
+        plateau_table=_plateau_table(results),
+        sections="\n\n".join(_section(topic, results) for topic in TOPICS),
     )
 
 
-def _section(table: Table, results: Results) -> str:
+def _progress(results: Results, seeds: int) -> str:
+    planned = len(ARMS) * seeds
+    done = sum(content["seed"] < seeds for content in results.contents)
+    has_all = "All trainings have run" if done == planned else "**Not all trainings have run**"
+    what = f"{len(ARMS)} arms × {seeds} seeds"
+    return f"{has_all}: {done} of {planned} ({what}), {results.hours:.1f} hours of one core."
+
+
+def _sentences(results: Results) -> str:
+    """One sentence that counts the verdicts, and one per subject of the topics, as a list."""
+    verdicts = Counter(results.verdict(comparison) for comparison in PRIMARY)
+    counts = [f"{verdicts[verdict]} {_plural(verdict, verdicts[verdict])}" for verdict in Verdict if verdicts[verdict]]
+    sentences = [f"**In all.** Of the {len(PRIMARY)} primary comparisons, {_listed(counts)}."]
+    for subject in dict.fromkeys(topic.subject for topic in TOPICS):
+        by_text: dict[str, list[Comparison]] = {}
+        for comparison in (each for topic in TOPICS if topic.subject == subject for each in topic.comparisons):
+            if comparison.primary:
+                by_text.setdefault(comparison.text, []).append(comparison)
+        statements = [_statement(text, comparisons, results) for text, comparisons in by_text.items()]
+        sentences.append(f"**{subject}.** {'; '.join(statements)}.")
+    return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
+
+
+def _statement(text: str, comparisons: Sequence[Comparison], results: Results) -> str:
+    """What the metrics of a comparison show: `A vs. B: holds on long texts (+3.1 [+1.0, +5.2])`."""
+    parts = []
+    for verdict in Verdict:
+        metrics = [
+            METRIC_NAMES[each.metric]
+            + (f" ({markdown.interval(found)})" if (found := results.difference(each)) else "")
+            for each in comparisons
+            if results.verdict(each) is verdict
+        ]
+        if metrics:
+            parts.append(f"{verdict} on {_listed(metrics)}")
+    return f"{text}: {', '.join(parts)}"
+
+
+def _plural(verdict: Verdict, number: int) -> str:
+    plurals = {"holds": "hold", "has not run": "have not run"}
+    return plurals.get(verdict, verdict.replace("is ", "are ")) if number > 1 else str(verdict)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _primary_table(results: Results) -> str:
+    rows = [["comparison", "metric", "verdict", "here, 95% interval", "p (Holm)", "seeds that agree", "found from"]]
+    for comparison in PRIMARY:
+        difference, differences = results.difference(comparison), results.differences(comparison)
+        cells = [comparison.text, METRIC_NAMES[comparison.metric], str(results.verdict(comparison))]
+        if difference:
+            agree = sum(value * comparison.sign > 0 for value in differences)
+            smallest = smallest_effect(difference.deviation, difference.seeds, LEVEL / len(PRIMARY))
+            cells += [markdown.interval(difference), _p_value(results.adjusted[comparison])]
+            cells += [f"{agree} of {len(differences)}", f"{smallest:.1f}"]
+        else:
+            cells += [NOT_RUN] * 4
+        rows.append(cells)
+    return markdown.table(rows, text_columns=3)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _plateau_sentence(results: Results) -> str:
+    steep = [arm.label for arm in ARMS.values() if any(fall >= PLATEAU_SHARE for fall in results.last_falls(arm.name))]
+    if not any(results.curves(name) for name in ARMS):
+        return "Nothing has run yet."
+    if not steep:
+        return "Every training of every arm meets the criterion."
+    return f"These arms have trainings that do not meet it, so they show a state and not a plateau: {_listed(steep)}."
+
+
+def _plateau_table(results: Results) -> str:
+    rows = [["arm", "seeds", "last loss", "fall in the last fifth, %", "largest", "CPU seconds"]]
+    for name, arm in ARMS.items():
+        falls = [100 * fall for fall in results.last_falls(name)]
+        last = [curve["loss"][-1] for curve in results.curves(name)]
+        largest = f"{max(falls):.1f}" if falls else NOT_RUN
+        cells = [markdown.spread(last, 2), markdown.spread(falls), largest, markdown.spread(results.seconds(name), 0)]
+        rows.append([arm.label, str(len(falls) or NOT_RUN), *cells])
+    return markdown.table(rows, text_columns=1)
+
+
+def _section(topic: Topic, results: Results) -> str:
     parts = [
-        f"## {table.title}",
-        f"**The paper:** {table.finding}",
-        table.note,
-        _result_table(table, results),
-        f"![{table.title}]({table.name}.svg)",
-        _claim_table(table, results),
-        _far_apart_note(table, results),
-        _summary(table, results),
+        f"## {topic.name}",
+        f"**{topic.source}:** {topic.finding}",
+        topic.note,
+        _result_table(topic, results),
+        _comparison_table(topic, results),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _result_table(table: Table, results: Results) -> str:
-    """Mean and standard deviation per row and figure, beside the paper's values."""
-    columns = {key: name for metric in table.metrics for key, name in COLUMNS[metric].items()}
-    columns |= EXTRA_COLUMNS.get(table.name, {})
-    printed = [metric for metric in table.metrics if any(row.paper for row in table.rows)]
-    head = ["", "seeds", *columns.values(), *(f"*paper: {METRIC_NAMES[metric]}*" for metric in printed)]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for row in table.rows:
-        cells = [row.label, str(len(results.seeds(row.experiment)) or NOT_RUN)]
-        cells += [_result_cell(row, column, results) for column in columns]
-        lines.append(cells + [_paper_cell(row, metric) for metric in printed])
-    return _markdown_table(lines)
+def _result_table(topic: Topic, results: Results) -> str:
+    """Mean and standard deviation per arm and figure, beside the paper's values."""
+    printed = any(name in PRINTED for name in topic.arms)
+    paper = [f"*paper: {METRIC_NAMES[metric]}*" for metric in _PAPER_METRICS] if printed else []
+    rows = [["", "seeds", *COLUMNS.values(), *paper]]
+    for name in topic.arms:
+        cells = [markdown.spread(results.values(name, figure).values()) for figure in COLUMNS]
+        values = PRINTED.get(name, {})
+        cells += [f"*{values[metric]:.1f}*" if values else "" for metric in _PAPER_METRICS] if printed else []
+        rows.append([ARMS[name].label, str(len(results.values(name, "long")) or NOT_RUN), *cells])
+    return markdown.table(rows, text_columns=1)
 
 
-def _result_cell(row: TableRow, column: str, results: Results) -> str:
-    if row.token_limit and column == "flops.limit":
-        return f"{results.padded_flops[row.token_limit]:.1f}"
-    values = list(results.values(row.experiment, column).values())
-    if not values:
+def _comparison_table(topic: Topic, results: Results) -> str:
+    """All comparisons of a topic, with the paper's direction. Primary ones are in bold."""
+    rows = [["comparison", "metric", "expected", "here, 95% interval", "direction"]]
+    for comparison in topic.comparisons:
+        difference = results.difference(comparison)
+        expected = "higher" if comparison.sign > 0 else "lower"
+        if comparison.printed is not None:
+            expected += f" ({comparison.printed:+.1f})"
+        text = f"**{comparison.text}**" if comparison.primary else comparison.text
+        cells = [text, METRIC_NAMES[comparison.metric], expected, markdown.interval(difference)]
+        rows.append([*cells, _direction(comparison, difference)])
+    return markdown.table(rows, text_columns=5)
+
+
+def _direction(comparison: Comparison, difference: Difference | None) -> str:
+    """Whether the direction is the expected one, without a correction for the number of comparisons."""
+    if difference is None:
         return NOT_RUN
-    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _paper_cell(row: TableRow, metric: str) -> str:
-    return f"*{row.paper[metric]:.1f}*" if row.paper and metric in row.paper else ""
-
-
-def _claim_table(table: Table, results: Results) -> str:
-    """The comparisons of a table, with the paper's value, the study's and the verdict."""
-    lines = [["comparison", "metric", "paper", "here, 95% interval", "verdict"], ["---"] * 5]
-    for claim in table.claims:
-        contrast = results.contrast(dict(claim.weights), claim.metric)
-        paper = _DIRECTIONS[claim.sign] if claim.printed is None else f"{claim.printed:+.1f}"
-        here = f"{contrast.mean:+.1f} [{contrast.low:+.1f}, {contrast.high:+.1f}]" if contrast else NOT_RUN
-        mark = FAR_APART_MARK if any(_far_apart_experiments(claim, results)) else ""
-        lines.append([claim.text, METRIC_NAMES[claim.metric], paper, here, _verdict(claim, results) + mark])
-    return _markdown_table(lines)
-
-
-def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _verdict(claim: Claim, results: Results) -> Verdict:
-    contrast = results.contrast(dict(claim.weights), claim.metric)
-    if contrast is None:
-        return Verdict.UNKNOWN
-    if results.at_chance(dict(claim.weights), claim.metric):
-        return Verdict.CHANCE
-    if claim.requires and _verdict(claim.requires, results) not in (Verdict.HOLDS, Verdict.LEANS):
-        return Verdict.MOOT
-    ceiling_change = results.ceiling_change(dict(claim.weights), claim.metric)
-    if contrast.mean * ceiling_change > 0 and abs(contrast.mean) <= abs(ceiling_change):
-        return Verdict.CEILING
-    return contrast.verdict(claim.sign)
-
-
-def _far_apart_experiments(claim: Claim, results: Results) -> Iterator[Experiment]:
-    """The experiments of a comparison whose seeds are far apart; none if the comparison is inconclusive."""
-    if _verdict(claim, results) not in (Verdict.UNKNOWN, Verdict.CHANCE, Verdict.CEILING, Verdict.MOOT):
-        yield from (experiment for experiment, _ in claim.weights if results.far_apart(experiment, claim.metric))
-
-
-def _far_apart_note(table: Table, results: Results) -> str:
-    """The values per seed of the rows that are marked."""
-    labels = {row.experiment: row.label for row in reversed(table.rows)}
-    marked = dict.fromkeys(
-        (experiment, claim.metric) for claim in table.claims for experiment in _far_apart_experiments(claim, results)
-    )
-    values = {key: results.values(*key).values() for key in marked}
-    notes = (
-        f"{labels[experiment]}, {METRIC_NAMES[metric]}: {', '.join(f'{value:.1f}' for value in by_seed)}"
-        for (experiment, metric), by_seed in values.items()
-    )
-    return f"{FAR_APART_MARK} Seeds far apart. {'; '.join(notes)}." if marked else ""
-
-
-def _summary(table: Table, results: Results) -> str:
-    """The comparisons of a table, grouped by verdict, as a list."""
-    verdicts = {claim: _verdict(claim, results) for claim in table.claims}
-    lines = []
-    for verdict in Verdict:
-        claims = [claim for claim in verdicts if verdicts[claim] is verdict]
-        if claims:
-            lines.append(f"- {len(claims)} {_PHRASES[verdict][len(claims) > 1]}: {'; '.join(_named(claims))}.")
-    return "\n".join([f"**Does it hold here?** Of {len(verdicts)} comparisons:", "", *lines])
-
-
-def _named(claims: Sequence[Claim]) -> list[str]:
-    """Each comparison once, with its metrics."""
-    metrics: dict[str, list[str]] = {}
-    for claim in claims:
-        metrics.setdefault(claim.text, []).append(METRIC_NAMES[claim.metric])
-    return [f"{text} ({', '.join(names)})" for text, names in metrics.items()]
+    if difference.low <= 0 <= difference.high:
+        return "not told"
+    return "as expected" if difference.mean * comparison.sign > 0 else "the other way"

@@ -1,191 +1,137 @@
-"""The results of the study, by experiment and seed."""
+"""The results of the reproduction study by arm and seed, and the verdicts on its primary comparisons.
+
+A primary comparison
+
+    holds         its test is significant after Holm's correction for all primary comparisons, and the mean has the
+                  expected sign
+    is reversed   the same, with the other sign
+    is level      otherwise, if the whole 95% interval is within LEVEL_POINTS of zero
+    is undecided  otherwise
+"""
 
 import functools
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import Any, NotRequired
+from collections.abc import Container, Iterable, Mapping
+from enum import StrEnum
+from typing import Any
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from lotlip_data.manifests import artifacts, storage
-from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.study.data import FIRST_DEVELOPMENT_SEED
-from lotlip_data.pipeline.study.experiments import (
-    EXPERIMENTS,
-    TOKEN_LIMITS,
-    Design,
-    Experiment,
-    distinct_experiments,
-    with_token_limit,
-)
-from lotlip_data.pipeline.study.significance import MAX_SEEDS, Difference, mean_difference
-from lotlip_data.synthetic.scenes import class_names
+from lotlip_data.manifests import storage
+from lotlip_data.pipeline.study import cells
+from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
+from lotlip_data.pipeline.study.curves import Curve, last_fall
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
+from lotlip_data.pipeline.study.statistics import LEVEL, Difference, holm, mean_difference
+from lotlip_data.pipeline.study.world import METRICS, Figures
 
-METRICS = {
-    "long": ("person.t2i.R@1", "person.i2t.R@1", "sharegpt4v.t2i.R@1", "sharegpt4v.i2t.R@1"),
-    "short": ("short.t2i.R@1", "short.i2t.R@1"),
-    "class": ("class.top1",),
-    "unrelated": ("unrelated.t2i.R@1", "unrelated.i2t.R@1"),
-    "detailed": ("detailed.t2i.R@1", "detailed.i2t.R@1"),
-}
-"""The metrics that comparisons use, each the mean of several figures."""
-CEILINGS = {name: (f"{name}.t2i.most", f"{name}.i2t.most") for name in ("unrelated", "detailed")}
-"""The figures whose mean is the highest possible value of a metric, where that depends on the experiment."""
+FINAL = range(FIRST_DEVELOPMENT_SEED)
+"""The seeds that pages of results show."""
+DEVELOPMENT = range(FIRST_DEVELOPMENT_SEED, 2 * FIRST_DEVELOPMENT_SEED)
+"""The seeds on which settings are chosen, and from which the power is calculated."""
+_REMEDY = "Remove it, and `lotlip-data study` repeats this training."
 
-ABOVE_CHANCE_POINTS = 1.0
-"""Percentage points by which at least one experiment must be above chance for a comparison to be conclusive."""
-FAR_APART_FACTOR, FAR_APART_POINTS = 2.0, 10.0
-"""Seeds are far apart if the best exceeds the worst by more than this factor and by more than these points."""
+
+class Verdict(StrEnum):
+    """What a primary comparison shows; see the module's docstring."""
+
+    HOLDS = "holds"
+    REVERSED = "is reversed"
+    LEVEL = "is level"
+    UNDECIDED = "is undecided"
+    UNKNOWN = "has not run"
 
 
 @with_config(ConfigDict(extra="allow"))
 class _Result(TypedDict):
-    """The result of a training of the study."""
+    """The result of a training."""
 
     key: str
+    arm: str
     seed: int
-    figures: dict[str, Any]
-    seconds: NotRequired[float | None]
-
-
-_COMMON_FIGURES = (*METRICS["short"], *METRICS["class"], "short.t2i.R@5", "short.i2t.R@5", "flops.text")
-_FIGURES = {
-    "captioners": (*METRICS["long"], *_COMMON_FIGURES),
-    "detailed": (
-        *(figure for name, most in CEILINGS.items() for figure in (*METRICS[name], *most, f"{name}.cut")),
-        *_COMMON_FIGURES,
-    ),
-}
-"""The figures of a result, by the texts that its experiment trains on."""
-_REMEDY = "Remove it, and `lotlip-data study` repeats this training."
+    steps: int
+    seconds: float | None
+    figures: dict[str, float]
+    chance: float
+    """The loss of guessing."""
+    curve: dict[str, list[float]]
 
 
 class Results:
-    """The results of one design. Those of development seeds and of other designs are excluded.
+    """The results of one design and one kind of seeds.
 
     Attributes:
-        contents: All results of the design, of any seed.
+        contents: The results, in order of arms and seeds.
         excluded: Number of results of other designs.
-        hours: Hours of training of the first `seeds` seeds.
-
-    The methods use the first `seeds` seeds only.
+        hours: Hours of computation on one core.
     """
 
-    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, seeds: int = MAX_SEEDS) -> None:
-        self._design = design
-        self._keys = {experiment: experiment.key(design) for experiment in distinct_experiments(EXPERIMENTS)}
-        self._chance = _chance(design)
-        known = set(self._keys.values())
-        candidates = [content for content in contents if content["seed"] < FIRST_DEVELOPMENT_SEED]
-        self.contents = sorted(
-            (content for content in candidates if content["key"] in known),
-            key=lambda content: (content["key"], content["seed"]),
-        )
-        self.excluded = len(candidates) - len(self.contents)
-        selected = [content for content in self.contents if content["seed"] < seeds]
-        self.hours = sum(content["seconds"] or 0.0 for content in selected) / 3600
-        self._figures: dict[str, dict[int, dict[str, float]]] = {}
-        for content in selected:
-            self._figures.setdefault(content["key"], {})[content["seed"]] = content["figures"]
+    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, seeds: Container[int] = FINAL) -> None:
+        keys = {arm.key(design): name for name, arm in ARMS.items()}
+        order = list(ARMS)
+        candidates = [content for content in contents if content["seed"] in seeds]
+        known = [content for content in candidates if content["key"] in keys]
+        self.contents = sorted(known, key=lambda content: (order.index(keys[content["key"]]), content["seed"]))
+        self.excluded = len(candidates) - len(known)
+        self.hours = sum(content["seconds"] or 0.0 for content in known) / 3600
+        self._by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
+        for content in self.contents:
+            self._by_arm.setdefault(keys[content["key"]], {})[content["seed"]] = content
 
-    def seeds(self, experiment: Experiment) -> list[int]:
-        """The seeds for which the experiment has run."""
-        return sorted(self._figures.get(self._keys[experiment], ()))
+    def values(self, arm: str, metric: str) -> dict[int, float]:
+        """A figure, or a metric of METRICS, of an arm by seed, in percent. Seeds without it are left out."""
+        names = METRICS.get(metric, (metric,))
+        figures: dict[int, Figures] = {seed: each["figures"] for seed, each in self._by_arm.get(arm, {}).items()}
+        return {
+            seed: sum(of[name] for name in names) / len(names)
+            for seed, of in figures.items()
+            if all(name in of for name in names)
+        }
 
-    def values(self, experiment: Experiment, metric: str) -> dict[int, float]:
-        """A figure or a metric of METRICS, per seed, in percent."""
-        return self._means(experiment, METRICS.get(metric, (metric,)))
-
-    def contrast(self, weights: Mapping[Experiment, float], metric: str) -> Difference | None:
-        """The weighted sum of the experiments' values, paired by seed.
-
-        Returns None if all the experiments have run for fewer than three common seeds.
-        """
-        values = {experiment: self.values(experiment, metric) for experiment in weights}
+    def differences(self, comparison: Comparison) -> list[float]:
+        """The weighted sum of the arms' values, for each seed that all of them have."""
+        values = {name: self.values(name, comparison.metric) for name in comparison.arms}
         seeds = sorted(set.intersection(*(set(by_seed) for by_seed in values.values())))
-        return mean_difference([sum(weight * values[each][seed] for each, weight in weights.items()) for seed in seeds])
+        return [sum(weight * values[name][seed] for name, weight in comparison.weights) for seed in seeds]
 
-    def ceiling_change(self, weights: Mapping[Experiment, float], metric: str) -> float:
-        """The weighted sum of the experiments' highest possible values, averaged over seeds; all must have run."""
-        figures = CEILINGS.get(metric, ())
-        if not figures:
-            return 0.0
-        return sum(weight * fmean(self._means(each, figures).values()) for each, weight in weights.items())
-
-    def at_chance(self, experiments: Iterable[Experiment], metric: str) -> bool:
-        """Whether no experiment's mean exceeds chance by ABOVE_CHANCE_POINTS; all must have run."""
-        limit = self._chance[metric] + ABOVE_CHANCE_POINTS
-        return all(fmean(self.values(experiment, metric).values()) < limit for experiment in experiments)
-
-    def far_apart(self, experiment: Experiment, metric: str) -> bool:
-        """Whether the seeds are far apart, as when training has left its initial plateau for some of them only."""
-        values = self.values(experiment, metric).values()
-        return bool(values) and max(values) > max(FAR_APART_FACTOR * min(values), min(values) + FAR_APART_POINTS)
+    def difference(self, comparison: Comparison) -> Difference | None:
+        """The mean difference; None for fewer than three seeds."""
+        return mean_difference(self.differences(comparison))
 
     @functools.cached_property
-    def padded_flops(self) -> dict[int, float]:
-        """MFLOP of the text tower per text that is padded to a token limit, by limit."""
-        from lotlip_data.pipeline.study.metrics import padded_flops
+    def adjusted(self) -> dict[Comparison, float]:
+        """Holm's p-value of each primary comparison. One that has not run counts as p = 1."""
+        found = [self.difference(comparison) for comparison in PRIMARY]
+        return dict(zip(PRIMARY, holm([each.p if each else 1.0 for each in found]), strict=True))
 
-        return padded_flops(with_token_limit(max(TOKEN_LIMITS)).config(self._design, 0), TOKEN_LIMITS)
+    def verdict(self, comparison: Comparison) -> Verdict:
+        """The verdict on a primary comparison."""
+        difference = self.difference(comparison)
+        if difference is None:
+            return Verdict.UNKNOWN
+        if self.adjusted[comparison] < LEVEL:
+            return Verdict.HOLDS if difference.mean * comparison.sign > 0 else Verdict.REVERSED
+        is_level = difference.low > -LEVEL_POINTS and difference.high < LEVEL_POINTS
+        return Verdict.LEVEL if is_level else Verdict.UNDECIDED
 
-    def _means(self, experiment: Experiment, names: Sequence[str]) -> dict[int, float]:
-        figures = self._figures.get(self._keys[experiment], {})
-        return {seed: sum(figures[seed][name] for name in names) / len(names) for seed in sorted(figures)}
+    def curves(self, arm: str) -> list[Curve]:
+        """The loss curves of an arm, one per seed."""
+        return [content["curve"] for content in self._by_arm.get(arm, {}).values()]
 
+    def last_falls(self, arm: str) -> list[float]:
+        """For each seed the `last_fall` of the loss."""
+        return [last_fall(content["curve"], content["chance"]) for content in self._by_arm.get(arm, {}).values()]
 
-def _chance(design: Design) -> dict[str, float]:
-    """The chance level of each metric, in percent."""
-    gallery = design.gallery
-    scenes, classes = gallery.groups * (1 + gallery.twins), len(class_names())
-    sizes = {"long": scenes, "unrelated": scenes, "detailed": scenes, "short": gallery.short, "class": classes}
-    return {metric: 100 / size for metric, size in sizes.items()}
-
-
-def read_folder(study: str, design: Design) -> list[dict[str, Any]]:
-    """The results in a study's folder, those of other designs included.
-
-    Raises UserError that names the file if one is no result.
-    """
-    urls = [storage.join(study, "results", name) for name in storage.list_names(f"{study}/results", ".json")]
-    figures = _required_figures(design)
-    return [_parse_result(storage.read_bytes(url), url, figures) for url in urls]
-
-
-def read_lines(file: str, design: Design) -> list[dict[str, Any]]:
-    """The results in a .jsonl file, those of other designs included.
-
-    Raises UserError if the file cannot be read, or if a line is no result.
-    """
-    figures = _required_figures(design)
-    return [_parse_result(line, where, figures) for line, where in lines_of(file)]
+    def seconds(self, arm: str) -> list[float]:
+        """CPU seconds of a training with its evaluation, for each seed where they are known."""
+        return [each["seconds"] for each in self._by_arm.get(arm, {}).values() if each["seconds"] is not None]
 
 
-def lines_of(file: str) -> list[tuple[bytes, str]]:
-    """The lines of a .jsonl file, each with its place for errors. Raises UserError if it cannot be read."""
-    try:
-        lines = storage.read_bytes(file).splitlines()
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the results of a study ({error})") from error
-    return [(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+def read_folder(study: str) -> list[cells.Content]:
+    """The results in a study's folder. Raises UserError that names the file if one is no result."""
+    return cells.read_folder(storage.join(study, "results"), _Result, _REMEDY)
 
 
-def format_text(contents: Sequence[Mapping[str, Any]]) -> str:
-    """The results as a .jsonl file, one per line, in their order."""
-    return "".join(json.dumps(content, sort_keys=True) + "\n" for content in contents)
-
-
-def _required_figures(design: Design) -> dict[str, Sequence[str]]:
-    """The figures that a result of this design has, by the result's key."""
-    return {each.key(design): _FIGURES[each.texts] for each in distinct_experiments(EXPERIMENTS)}
-
-
-def _parse_result(text: bytes, where: str, figures: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Parse and check a result. Raises UserError with the place `where` if it is none."""
-    content: dict[str, Any] = dict(artifacts.parse_json(text, where, _REMEDY, _Result))
-    for name in figures.get(content["key"], ()):
-        if not isinstance(content["figures"].get(name), int | float):
-            raise UserError(f"{where}: its figure {name!r} is missing or no number. {_REMEDY}")
-    return content
+def read_lines(file: str) -> list[cells.Content]:
+    """The results in a .jsonl file. Raises UserError if it cannot be read, or if a line is no result."""
+    return cells.read_lines(file, _Result, _REMEDY)

@@ -1,7 +1,10 @@
-"""Runs the jobs of the study in parallel processes until all are done or time is up.
+"""Runs the jobs of a study in parallel processes until all are done or time is up.
 
 Each process has one thread and runs one job after another. A job that is interrupted by the time limit, Ctrl-C or a
 power cut resumes in the next run. A finished job leaves a file that is created once, so nothing is done twice.
+
+The processes work in the study's folder and know it as ".". So no path that a job records leads out of the folder, and
+a folder that was moved resumes.
 """
 
 import fcntl
@@ -14,6 +17,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,10 +37,11 @@ class Job(Protocol):
 
     def is_done(self, study: str, design: Any) -> bool: ...
 
-    def prerequisite(self) -> "Job | None":
-        """The job that must be done before this one."""
+    def prerequisites(self) -> "Sequence[Job]":
+        """The jobs that must be done before this one."""
 
-    def run(self, study: str, design: Any) -> None: ...
+    def run(self, study: str, design: Any) -> None:
+        """Do the work. The study's folder `study` is the current one."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class _Scheduler:
     def __init__(self, study: str, design: Any, pending: list[Job], deadline: float | None) -> None:
         self._study, self._design, self._pending, self._deadline = study, design, pending, deadline
         self._total, self._done, self._errors = len(pending), 0, dict[Job, str]()
+        self._started = monotonic()
         self._job_of_worker: dict[Connection, Job | None] = {}
         self._workers: list[BaseProcess] = []
 
@@ -115,8 +121,7 @@ class _Scheduler:
         return any(self._job_of_worker.values())
 
     def _is_ready(self, job: Job) -> bool:
-        first = job.prerequisite()
-        return first is None or first.is_done(self._study, self._design)
+        return all(first.is_done(self._study, self._design) for first in job.prerequisites())
 
     def _wait(self) -> bool:
         """Wait for workers and collect their outcomes. Returns False if time is up."""
@@ -145,7 +150,13 @@ class _Scheduler:
             self._errors[job] = error
         else:
             self._done += 1
-        logger.info(f"{self._done + len(self._errors)}/{self._total} {job}{': ' + error if error else ''}")
+        logger.info(f"{self._progress()} {job}{': ' + error if error else ''}")
+
+    def _progress(self) -> str:
+        """The number of jobs that have ended, of all, and the time that the others take at this pace."""
+        ended = self._done + len(self._errors)
+        left = timedelta(seconds=round((monotonic() - self._started) / ended * (self._total - ended)))
+        return f"{ended}/{self._total}, {left} to go:"
 
 
 def _run_worker(connection: Connection, study: str, design: Any) -> None:
@@ -156,13 +167,14 @@ def _run_worker(connection: Connection, study: str, design: Any) -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.chdir(study)
     while True:
         try:
             job: Job = connection.recv()
         except EOFError:  # the parent has ended
             return
         try:
-            job.run(study, design)
+            job.run(".", design)
         except Exception as error:  # noqa: BLE001 - the error is reported with its job and stops no other job
             connection.send(f"{type(error).__name__}: {error}")
         else:

@@ -1,4 +1,7 @@
-"""The demo's port: two demos serve the same URLs, or an error says why they cannot. `make demo` runs the whole demo."""
+"""The demo's port: two demos serve the same URLs, or an error says why they cannot; and what its table says of gains.
+
+`make demo` runs the whole demo.
+"""
 
 import socket
 from pathlib import Path
@@ -37,3 +40,15 @@ def test_a_run_keeps_its_port_or_fails_if_that_is_in_use(tmp_path: Path, port: i
         pytest.raises(UserError, match=rf"server\.url: .* at port {port}, .* another folder"),
     ):
         demo._port_of(tmp_path)
+
+
+def test_a_gain_that_the_scenes_do_not_decide_is_called_so() -> None:
+    decided = {"points": 58.04, "interval": [53.2, 62.8], "is_decided": True}
+    undecided = {"points": -1.2, "interval": [-5.0, 2.6], "is_decided": False}
+    figures = {"gains": {"lit_long": {"t2i": decided, "i2t": decided}, "lotlip": {"t2i": undecided, "i2t": decided}}}
+    lines = demo._gains(figures)
+    gain = "+58.0 [+53.2, +62.8]"
+    assert lines[0] == f"LiT + long texts minus LiT, long texts: {gain}, {gain}"
+    assert lines[1] == f"LoTLIP minus LiT + long texts, long texts: -1.2 [-5.0, +2.6] (not decided), {gain}"
+    assert "docs/study/index.md" in lines[-1]
+    assert demo._gains({}) == [], "figures of an earlier release"

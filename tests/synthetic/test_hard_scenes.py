@@ -10,12 +10,15 @@ from lotlip_data.synthetic.hard_scenes import (
     CAPTIONER_ERRORS,
     MAX_OBJECTS,
     MIN_OBJECTS,
+    WEB_NOISE,
+    WebNoise,
     crowded_scene,
     crowded_text,
     misread,
     near_twins,
     salient_object,
     short_text,
+    web_text,
 )
 from lotlip_data.synthetic.scenes import BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, SPLITS, Scene
 from lotlip_data.training.config import make_config
@@ -107,11 +110,53 @@ def test_a_short_text_names_only_the_salient_object_and_a_raw_text_no_other() ->
         assert set(named) <= {obj.shape}
 
 
+def _named(text: str) -> tuple[set[str], set[str]]:
+    """The colours and the shapes that a raw text names."""
+    words = set(text.replace("_", " ").split())
+    return words & set(COLOURS), words & set(SHAPES)
+
+
+@pytest.mark.parametrize("noise", [WebNoise(1.0, 0.0, 0.0), WebNoise(0.0, 0.0, 1.0), WebNoise(0.0, 0.0, 0.0)])
+def test_a_raw_text_names_what_is_not_there_or_nothing_or_the_salient_object(noise: WebNoise) -> None:
+    for scene in map(crowded_scene, SEEDS):
+        colours, shapes = _named(web_text(scene, noise))
+        assert bool(colours or shapes) != bool(noise.nothing)
+        if noise.wrong:
+            assert not colours & {obj.colour for obj in scene.objects}
+            assert not shapes & {obj.shape for obj in scene.objects}
+        elif not noise.nothing:
+            assert colours <= {salient_object(scene).colour} and shapes <= {salient_object(scene).shape}
+        else:
+            assert not set(web_text(scene, noise).split()) & set(BACKGROUNDS)
+
+
+def test_a_raw_text_of_another_picture_tells_nothing_about_this_one() -> None:
+    """Colours agree as often as those of two pictures drawn at random: one in eight."""
+    texts = [(scene, web_text(scene, WebNoise(0.0, 1.0, 0.0))) for scene in map(crowded_scene, SPLITS["study"][:2000])]
+    agree = [salient_object(scene).colour in _named(text)[0] for scene, text in texts if _named(text)[0]]
+    assert abs(sum(agree) / len(agree) - 1 / len(COLOURS)) < 4 * (1 / 8 * 7 / 8 / len(agree)) ** 0.5
+
+
+def test_the_noise_of_raw_texts_has_its_stated_shares_and_is_the_same_in_every_call() -> None:
+    """The counts over 4,000 scenes are within four standard deviations of the shares."""
+    scenes = [crowded_scene(seed) for seed in SPLITS["study"][:4000]]
+    texts = [web_text(scene) for scene in scenes]
+    assert texts == [web_text(scene) for scene in scenes]
+    counts = {"wrong": 0, "other": 0, "nothing": 0}
+    for scene, text in zip(scenes, texts, strict=True):
+        for kind in counts:
+            alone = WebNoise(**{name: float(name == kind) for name in counts})
+            counts[kind] += text == web_text(scene, alone) and text != web_text(scene, WebNoise(0.0, 0.0, 0.0))
+    for kind, count in counts.items():
+        share = getattr(WEB_NOISE, kind)
+        assert abs(count / len(scenes) - share) < 4 * (share * (1 - share) / len(scenes)) ** 0.5, kind
+
+
 def test_the_vocabulary_has_every_word_and_no_text_has_more_than_256_tokens() -> None:
     settings = {"image_tower": "tiny-vit-crowded", "text_tower": "tiny-bert-crowded", "context_length": 256}
     model = load_model(make_config(preset="demo", corner_tokens=4, **settings))
     unknown = model.tokenizer.tokenizer.unk_token_id
     for scene in map(crowded_scene, SEEDS):
         texts = [crowded_text(scene, writer) for writer in WRITERS]
-        encoded = model.tokenizer.encode([*texts, raw_text(scene), short_text(scene)])
+        encoded = model.tokenizer.encode([*texts, raw_text(scene), web_text(scene), short_text(scene)])
         assert not any(encoded.truncated) and all(unknown not in ids for ids in encoded.ids)

@@ -38,6 +38,7 @@ def test_every_method_is_valid_at_every_preset(method, preset):
         ({"method": "longclip", "loss": "sigmoid"}, "label_smoothing: has no meaning for the sigmoid of a pair"),
         ({"method": "lit", "short_weight": 0.5}, "short_weight: weighs short against long texts"),
         ({"method": "debias", "reduction": "mean"}, "short_weight: weighs the texts in place of reduction: mean"),
+        ({"method": "lotlip", "components": 8}, "components: does nothing without short_image: principal_components"),
         ({"short_weight": 1}, "`short_weight`: 1 is too large; it must be below 1"),
         ({"label_smoothing": 1}, "`label_smoothing`: 1 is too large; it must be below 1"),
         ({"method": "clip", "start_from": "x"}, r"\(clip\) starts from fresh ones; .* set pretrained_image and pretra"),

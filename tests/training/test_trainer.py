@@ -284,6 +284,14 @@ def test_a_finished_training_is_left_alone_and_says_so(run_and_settings, tmp_pat
         train(config, run, str(tmp_path / "t"), resume=False)
 
 
+def test_a_finished_training_that_was_moved_has_its_model_where_it_is(run_and_settings, tmp_path):
+    run, settings = run_and_settings
+    config = make_config(**{**settings, "epochs": 1, "warm_up": 0})
+    train(config, run, str(tmp_path / "old"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert train(config, run, str(tmp_path / "new")).model == str(tmp_path / "new" / "model")
+
+
 def test_unusable_settings_do_not_claim_the_folder(run_and_settings, tmp_path):
     run, settings = run_and_settings
     with pytest.raises(UserError, match=r"context_length: .* positions"):
@@ -394,9 +402,9 @@ def test_texts_are_packed_in_the_threads_that_read_ahead(run_and_settings, tmp_p
     run, settings = run_and_settings
     threads, pack = set(), trainer.pack_texts
 
-    def record_thread(tower, ids):
+    def record_thread(*arguments):
         threads.add(threading.current_thread())
-        return pack(tower, ids)
+        return pack(*arguments)
 
     monkeypatch.setattr(trainer, "pack_texts", record_thread)
     train(make_config(**{**settings, "epochs": 1}), run, str(tmp_path / "t"))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.checkpoints import model_folder
@@ -53,7 +53,7 @@ from lotlip_data.training.data.tokenizer import (
     load_tokenizer,
 )
 from lotlip_data.training.models import towers
-from lotlip_data.training.models.clip_checkpoints import ClipCheckpoint, load_clip
+from lotlip_data.training.models.clip_checkpoints import load_clip
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder, stretch_text_encoder
 from lotlip_data.training.models.text_families import TextFamily, family_of
 from lotlip_data.training.models.towers import ImageTower, TextSettings, TextTower, TwoTowers
@@ -244,7 +244,7 @@ def load_model(config: TrainConfig) -> LoTLIP:
     """The model of a configuration before its first step.
 
     Corner tokens have fresh weights. The towers are pre-trained or fresh, as the configuration says, and the projection
-    is fresh, unless the training starts from a whole CLIP.
+    is fresh, unless the training starts from a whole CLIP or from a model of this project.
 
     Raises:
         UserError: A tower cannot be loaded, or its tokenizer is another one's.
@@ -260,12 +260,18 @@ def load_model(config: TrainConfig) -> LoTLIP:
 
 def _make_model(config: TrainConfig) -> LoTLIP:
     settings = TextSettings(config.corner_tokens, config.corner_mask)
-    if config.start_from:
+    start = _start_model(config.start_from, config.image_size) if config.start_from else None
+    if start is not None:
+        text = _continued(start.towers.text, start.towers.image.dim, settings, config)
+        bias = start.towers.logit_bias
+        logits = start.towers.log_scale.item(), None if bias is None else bias.item()
+        towers = TwoTowers(start.towers.image, text, *_initial_logits(config, logits))
+        tokenizer, transform = start.tokenizer.tokenizer, start.transform
+    elif config.start_from:
         clip = load_clip(_local_name(config.start_from), image_size=config.image_size)
         text = TextTower(_stretched(clip.text_encoder, config), clip.image.dim, settings)
         text.proj.load_state_dict(dict(clip.text_projection))
-        log_scale, logit_bias = _initial_logits(config, clip)
-        towers = TwoTowers(clip.image, text, log_scale, logit_bias)
+        towers = TwoTowers(clip.image, text, *_initial_logits(config, (clip.log_scale, clip.logit_bias)))
         tokenizer, transform = clip.tokenizer, clip.transform
     else:
         image_tower, text_tower = _local_name(config.image_tower), _local_name(config.text_tower)
@@ -280,15 +286,52 @@ def _make_model(config: TrainConfig) -> LoTLIP:
     return LoTLIP(towers, make_tokenizer(tokenizer, towers.text, config.context_length, config.text_form), transform)
 
 
-def _initial_logits(config: TrainConfig, clip: ClipCheckpoint | None = None) -> tuple[float | None, float | None]:
+def _start_model(name: str, image_size: int | None) -> LoTLIP | None:
+    """The model of this project from which a training starts; None if `name` is that of another model.
+
+    Raises:
+        UserError: It is the folder of a run or a training, or a damaged model, or its images have another size.
+    """
+    folder = pathlib.Path(_local_name(name))
+    if not folder.is_dir():
+        return None
+    reject_training_folder(str(folder))
+    file = folder / CONFIG
+    if not file.is_file() or model_folder.parse_config(file.read_bytes(), str(file)) is None:
+        return None
+    model = LoTLIP.load(str(folder))
+    if image_size not in (None, model.transform.size):
+        raise ConfigError(f"image_size: {name} has images of {model.transform.size} pixels; remove it")
+    return model
+
+
+def _continued(start: TextTower, dim: int, settings: TextSettings, config: TrainConfig) -> TextTower:
+    """The text tower of a model from which a training starts. Corner tokens that the model lacks have fresh weights."""
+    words = start.encoder.get_input_embeddings()
+    rows, corners = words.weight.detach().split([start.vocab_size, start.settings.corner_tokens])
+    start.encoder.set_input_embeddings(nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=words.padding_idx))
+    text = TextTower(_stretched(start.encoder, config), dim, settings)
+    kept = min(len(corners), settings.corner_tokens)
+    with torch.no_grad():
+        text.encoder.get_input_embeddings().weight[len(rows) : len(rows) + kept] = corners[:kept]
+    text.proj.load_state_dict(start.proj.state_dict())
+    if text.pooler is not None and start.pooler is not None:
+        text.pooler.load_state_dict(start.pooler.state_dict())
+    return text
+
+
+def _initial_logits(
+    config: TrainConfig, start: tuple[float, float | None] | None = None
+) -> tuple[float | None, float | None]:
     """The logarithm of the scale, and the bias of the sigmoid loss. None: the default, and no bias.
 
-    Both of a SigLIP are kept together. The scale of a softmax says nothing about the sigmoid: SigLIP's initial values.
+    `start` has both of the model that the training starts from. Those of a SigLIP are kept together. The scale of a
+    softmax says nothing about the sigmoid: SigLIP's initial values.
     """
     if config.loss == "softmax":
-        return None if clip is None else clip.log_scale, None
-    if clip is not None and clip.logit_bias is not None:
-        return clip.log_scale, clip.logit_bias
+        return None if start is None else start[0], None
+    if start is not None and start[1] is not None:
+        return start
     return math.log(TwoTowers.SIGMOID_SCALE), TwoTowers.SIGMOID_BIAS
 
 
@@ -297,12 +340,14 @@ def load_image_side(name: str, image_size: int | None = None) -> tuple[ImageTowe
 
     Args:
         name: A hub id or folder of an image tower; `clip:NAME` or `open_clip:NAME` for that of a whole CLIP, with its
-            projection.
+            projection, and `clip:FOLDER` for that of a model of this project.
         image_size: Side of the images in pixels. Default: the tower's own.
 
     Raises:
         UserError: It cannot be loaded.
     """
+    if name.startswith("clip:") and (start := _start_model(name.removeprefix("clip:"), image_size)):
+        return start.towers.image, start.transform
     if name.startswith(CLIP_PREFIXES):
         clip = load_clip(_local_name(name.removeprefix("clip:")), image_size=image_size)
         return clip.image, clip.transform

@@ -3,7 +3,7 @@
     STUDY/scores-data/SEED-ID/images/        the images of a seed, with the locked tower's features; all rates have them
     STUDY/scores-data/SEED-ID/gallery.npz    features of the images of the evaluation
     STUDY/scores-data/SEED-ID/RATE/KEY/      a dataset: the images' tars as hard links, and Parquet twins of its own
-    STUDY/scores-data/bert-N/                the text tower of N layers
+    STUDY/scores-data/bert-N/                the text tower of N layers; trainings record its path in the study's folder
 
 Trainings read texts from the Parquet twins alone, so the tars keep the texts of the study's own error rates.
 """
@@ -22,21 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lotlip_data.manifests import storage, subcaptions
-from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.formats import schema
 from lotlip_data.manifests.formats.feature_file import encode_features, file_name, read_features
 from lotlip_data.manifests.run_layout import Run
 from lotlip_data.pipeline.dataset.writer import record_of
-from lotlip_data.pipeline.study import data as study_data
-from lotlip_data.pipeline.study.experiments import Design
+from lotlip_data.pipeline.study import world
 from lotlip_data.pipeline.study.scores.design import VERSION, Role, ScoresDesign
-from lotlip_data.synthetic.caption_writers import WRITERS
-from lotlip_data.synthetic.hard_scenes import ErrorRates, crowded_scene, crowded_text, misread
-from lotlip_data.synthetic.scenes import Scene, render
+from lotlip_data.synthetic.caption_writers import WRITERS, raw_text
+from lotlip_data.synthetic.hard_scenes import ErrorRates, crowded_text, misread
+from lotlip_data.synthetic.scenes import Scene
 from lotlip_data.training.data.dataset import open_dataset
 
 Texts = dict[str, list[str]]
 """The sub-captions of a scene, by writer."""
+BLOCKS = world.SeedBlocks("study_scores", scenes=100_000, training=80_000)
 GALLERY = "gallery.npz"
 RETRIEVAL_TEXTS = ("person", "sharegpt4v")
 """The writers of the texts of the evaluation. They make no errors there."""
@@ -53,7 +52,7 @@ def sub_captions(scene: Scene, rate: float) -> Texts:
 @functools.lru_cache(maxsize=2)
 def training_scenes(seed: int, count: int) -> tuple[Scene, ...]:
     """The training scenes of a seed, in the order of the dataset's rows."""
-    return tuple(map(crowded_scene, study_data.scene_seeds(seed)[:count]))
+    return BLOCKS.training_scenes(seed, count)
 
 
 def folder(study: str, design: ScoresDesign, seed: int) -> Path:
@@ -65,30 +64,15 @@ def folder(study: str, design: ScoresDesign, seed: int) -> Path:
 def write_images(study: str, design: ScoresDesign, seed: int) -> None:
     """Write the images of a seed, and the features of the images of training and evaluation."""
     run = Run.at(str(folder(study, design, seed) / "images"))
-    Path(run.shards).mkdir(parents=True, exist_ok=True)
-    seeds = study_data.scene_seeds(seed)[: design.scenes]
-    starts = range(0, len(seeds), -(-design.scenes // study_data.SHARDS_AT_SCALE_1))
-    parts = [seeds[start : start + starts.step] for start in starts]
-    records = [
-        study_data.write_shard(Path(run.shards), number, part, "captioners") for number, part in enumerate(parts)
-    ]
-    study_data.write_index(run, records, "captioners")
-    study_data.cache_features(run.url, Design(settings=design.settings))
-    _write_gallery_features(study, design, seed)
-
-
-def _write_gallery_features(study: str, design: ScoresDesign, seed: int) -> None:
-    """Write unit features of the images of the evaluation, by the locked tower."""
-    from lotlip_data.training.models.lotlip import load_model
-
-    model = load_model(design.config("all", seed, text_tower(study, design, "all")))
-    features = model.embed_images(map(render, gallery_scenes(design, seed))).numpy()
+    config = design.config("all", seed, text_tower(study, design, "all"))
+    world.write_dataset(run, training_scenes(seed, design.scenes), raw_text, config)
+    features = world.unit_features(config, gallery_scenes(design, seed))
     storage.replace(str(folder(study, design, seed) / GALLERY), encode_features(features))
 
 
 def gallery_scenes(design: ScoresDesign, seed: int) -> tuple[Scene, ...]:
     """The scenes of the evaluation: groups of a scene and its near twins."""
-    return study_data.twin_groups(study_data.evaluation_seeds(seed), design.gallery)
+    return world.twin_groups(BLOCKS.evaluation_seeds(seed), design.gallery.groups, design.gallery.twins)
 
 
 def gallery_features(study: str, design: ScoresDesign, seed: int) -> np.ndarray:
@@ -105,20 +89,7 @@ def text_tower(study: str, design: ScoresDesign, role: Role) -> str:
     """The folder of the text tower, which is written if it is missing: the first layers of the study's."""
     layers = design.layers(role)
     target = Path(study, "scores-data", f"bert-{layers}")
-    if not target.exists():
-        from transformers import AutoModel, AutoTokenizer
-
-        source = resolve(design.settings["text_tower"])
-        model: Any = AutoModel.from_pretrained(source)
-        model.encoder.layer = model.encoder.layer[:layers]
-        model.config.num_hidden_layers = layers
-        part = target.with_name(f"{target.name}.part-{os.getpid()}")
-        model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(source).save_pretrained(part)
-        try:
-            part.rename(target)
-        except OSError:  # another process has written it
-            storage.remove(str(part))
+    world.write_text_tower(design.settings["text_tower"], layers, target)
     return str(target)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lotlip_data.manifests import storage
+from lotlip_data.pipeline.study import cells, world
 from lotlip_data.pipeline.study.scores import data
 from lotlip_data.pipeline.study.scores.design import RATES, ROLES, Role, ScoresDesign
 
@@ -27,8 +28,9 @@ class ImagesJob:
     def is_done(self, study: str, design: ScoresDesign) -> bool:
         return data.has_images(study, design, self.seed)
 
-    def prerequisite(self) -> None:
-        """The job that must be done before this one: none."""
+    def prerequisites(self) -> tuple[()]:
+        """The jobs that must be done before this one: none."""
+        return ()
 
     def run(self, study: str, design: ScoresDesign) -> None:
         data.write_images(study, design, self.seed)
@@ -48,9 +50,9 @@ class CellJob:
     def is_done(self, study: str, design: ScoresDesign) -> bool:
         return storage.exists(result_url(study, design, self))
 
-    def prerequisite(self) -> "ImagesJob | CellJob":
+    def prerequisites(self) -> "tuple[ImagesJob | CellJob]":
         """The job that must be done before this one."""
-        return ImagesJob(self.seed) if self.role in ("scorer", "all") else CellJob(self.seed, self.rate, "scorer")
+        return (ImagesJob(self.seed) if self.role in ("scorer", "all") else CellJob(self.seed, self.rate, "scorer"),)
 
     def run(self, study: str, design: ScoresDesign) -> None:
         """Train and evaluate with the product's own functions, store the result and remove the model."""
@@ -75,7 +77,7 @@ class CellJob:
             "seconds": round(time.process_time() - started, 1),
             "figures": figures,
         }
-        storage.create(result_url(study, design, self), (json.dumps(content, indent=1) + "\n").encode())
+        cells.create(result_url(study, design, self), content)
         storage.remove(out)
 
     def _dataset(
@@ -152,17 +154,9 @@ def plan_jobs(seeds: Sequence[int], rates: Sequence[float] = RATES, roles: Seque
 
 def _retrieval_figures(study: str, design: ScoresDesign, seed: int, model: str) -> dict[str, float | None]:
     """R@1 in percent in both directions, for each writer of RETRIEVAL_TEXTS, among groups of near twins."""
-    import torch
-
     from lotlip_data.synthetic.hard_scenes import crowded_text
-    from lotlip_data.training.evaluation.metrics import recall
     from lotlip_data.training.evaluation.models import load_embedder
 
-    embedder, scenes = load_embedder(model, "cpu"), data.gallery_scenes(design, seed)
-    images = torch.from_numpy(data.gallery_features(study, design, seed))
-    figures: dict[str, float | None] = {}
-    for writer in data.RETRIEVAL_TEXTS:
-        texts = embedder.embed_texts([crowded_text(scene, writer) for scene in scenes]).features
-        recalls = recall(images, texts, range(len(scenes)), ks=(1,))
-        figures |= {f"{writer}.{direction}.R@1": 100 * recalls[direction]["R@1"] for direction in ("t2i", "i2t")}
-    return figures
+    scenes = data.gallery_scenes(design, seed)
+    texts = {writer: [crowded_text(scene, writer) for scene in scenes] for writer in data.RETRIEVAL_TEXTS}
+    return {**world.retrieval_figures(load_embedder(model, "cpu"), data.gallery_features(study, design, seed), texts)}

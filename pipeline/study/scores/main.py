@@ -2,8 +2,7 @@
 
 import logging
 
-from lotlip_data.manifests import storage
-from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.scheduler import RunSummary, run_jobs
 from lotlip_data.pipeline.study.scores.design import ScoresDesign
 from lotlip_data.pipeline.study.scores.jobs import plan_jobs
@@ -29,9 +28,7 @@ def run_scores_study(
     Raises:
         UserError: The folder is not on this machine, is in use, or holds a damaged result.
     """
-    if not storage.is_local(folder):
-        raise UserError(f"{folder}: the study runs on this machine; name a local folder")
-    design, folder = design or ScoresDesign(), storage.normalise(folder)
+    design, folder = design or ScoresDesign(), cells.local_folder(folder)
     read_folder(folder)  # report damaged results before an hour of training
     try:
         summary = run_jobs(
@@ -52,9 +49,5 @@ def rebuild_scores_page(file: str, out: str, seeds: int) -> None:
     """
     design, contents = ScoresDesign(), read_lines(file)
     results = ScoresResults(contents, design)
-    if contents and not results.contents:
-        raise UserError(
-            f"{file}: all of its {len(contents)} results belong to a study with other settings; "
-            "use the release that wrote it"
-        )
+    cells.require_known(file, contents, results.contents)
     logger.info(f"study of scores: {write_page(results, design, seeds, out)}")

@@ -1,21 +1,19 @@
 """The page of the study of scores, study/scores.md: tables, plots and sentences, all from the stored results."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 from statistics import fmean, stdev
 from typing import Any
 
 from lotlip_data.manifests import storage
 from lotlip_data.manifests.wording import count
-from lotlip_data.pipeline.study.plots import INK, RED, SERIES_COLOURS, new_figure, to_svg
-from lotlip_data.pipeline.study.results import format_text
+from lotlip_data.pipeline.study import markdown
+from lotlip_data.pipeline.study.cells import format_lines
+from lotlip_data.pipeline.study.figures import INK, RED, SERIES_COLOURS, new_figure, to_svg
 from lotlip_data.pipeline.study.scores.design import ARMS, RATES, ROLES, SCORERS, Role, ScoresDesign
 from lotlip_data.pipeline.study.scores.results import ScoresResults
-from lotlip_data.pipeline.study.significance import Difference
 
 TARGET_AUC = 0.85
 """The AUC of the combined score that the study set out to reach."""
-_NOT_RUN = "–"
 _GAINING: tuple[Role, ...] = ("filtered", "weighted")
 _COLOURS = dict(zip(SCORERS, (*SERIES_COLOURS, RED), strict=True))
 
@@ -24,23 +22,20 @@ def write_page(results: ScoresResults, design: ScoresDesign, seeds: int, out: st
     """Write `out`/study/scores.md, with its plots and scores.jsonl beside it. Returns the path of the page."""
     folder = storage.join(out, "study")
     contents = {
-        "scores-detection.svg": plot_detection(results),
-        "scores-gain.svg": plot_gains(results),
-        "scores.jsonl": format_text(results.contents),
-        "scores.md": render_page(results, design, seeds),
+        "scores-detection.svg": plot_detection(results).encode(),
+        "scores-gain.svg": plot_gains(results).encode(),
+        "scores.jsonl": format_lines(results.contents),
+        "scores.md": render_page(results, design, seeds).encode(),
     }
     for name, content in contents.items():
-        storage.replace(storage.join(folder, name), content.encode())
+        storage.replace(storage.join(folder, name), content)
     return storage.join(folder, "scores.md")
 
 
 def render_page(results: ScoresResults, design: ScoresDesign, seeds: int) -> str:
     """The page in Markdown. Its template is `templates/scores.md`."""
-    import jinja2
-
-    source = files("lotlip_data.pipeline.study").joinpath("templates/scores.md").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
-    return environment.from_string(source).render(
+    return markdown.render(
+        "scores.md",
         design=design,
         settings=design.settings,
         gallery=design.gallery,
@@ -68,11 +63,12 @@ def _detection_table(results: ScoresResults) -> str:
     head = ["errors", "seeds", *(f"{scorer}, statements" for scorer in SCORERS)]
     lines = [[*head, *(f"{scorer}, all sub-captions" for scorer in SCORERS), "wrong sub-captions, %"]]
     for rate in RATES:
-        cells = [f"{rate:.0%}", str(len(results.values("scorer", rate, "wrong.all")) or _NOT_RUN)]
+        cells = [f"{rate:.0%}", str(len(results.values("scorer", rate, "wrong.all")) or markdown.NOT_RUN)]
         for kind in ("statements", "all"):
-            cells += [_spread(results.values("scorer", rate, f"auc.{scorer}.{kind}"), 3) for scorer in SCORERS]
-        lines.append([*cells, _spread(results.values("scorer", rate, "wrong.all"))])
-    return _table(lines)
+            areas = [results.values("scorer", rate, f"auc.{scorer}.{kind}") for scorer in SCORERS]
+            cells += [markdown.spread(area.values(), 3) for area in areas]
+        lines.append([*cells, markdown.spread(results.values("scorer", rate, "wrong.all").values())])
+    return markdown.table(lines)
 
 
 def _detection_sentences(results: ScoresResults) -> list[str]:
@@ -115,10 +111,10 @@ def _training_table(results: ScoresResults) -> str:
     lines = [[*head, *(f"gain of {arm}, 95% interval" for arm in _GAINING)]]
     for rate in RATES:
         gains = [results.gain(arm, rate) for arm in _GAINING]
-        cells = [f"{rate:.0%}", str(max((gain.seeds for gain in gains if gain), default=_NOT_RUN))]
-        cells += [_spread(results.values(arm, rate, "long")) for arm in ARMS]
-        lines.append([*cells, *map(_interval, gains)])
-    return _table(lines)
+        cells = [f"{rate:.0%}", str(max((gain.seeds for gain in gains if gain), default=markdown.NOT_RUN))]
+        cells += [markdown.spread(results.values(arm, rate, "long").values()) for arm in ARMS]
+        lines.append([*cells, *map(markdown.interval, gains)])
+    return markdown.table(lines)
 
 
 def _training_sentences(results: ScoresResults) -> list[str]:
@@ -134,7 +130,7 @@ def _training_sentences(results: ScoresResults) -> list[str]:
         }
         found = [
             f"it {verdict} at {_listed([f'{rate:.0%}' for rate in rates])} errors "
-            f"({', '.join(_interval(gains[rate]) for rate in rates)})"
+            f"({', '.join(markdown.interval(gains[rate]) for rate in rates)})"
             for verdict, rates in groups.items()
             if rates
         ]
@@ -154,20 +150,8 @@ def _filter_table(results: ScoresResults) -> str:
     for rate in RATES:
         before, after = (results.values(arm, rate, "wrong.statements") for arm in ("scorer", "filtered"))
         kept = results.values("filtered", rate, "kept")
-        lines.append([f"{rate:.0%}", *map(_spread, (kept, before, after))])
-    return _table(lines)
-
-
-def _spread(values: dict[int, float], digits: int = 1) -> str:
-    """Mean ± standard deviation over seeds."""
-    if not values:
-        return _NOT_RUN
-    deviation = f" ± {stdev(values.values()):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values.values()):.{digits}f}{deviation}"
-
-
-def _interval(gain: Difference | None) -> str:
-    return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]" if gain else _NOT_RUN
+        lines.append([f"{rate:.0%}", *(markdown.spread(each.values()) for each in (kept, before, after))])
+    return markdown.table(lines)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -176,11 +160,6 @@ def _listed(names: Sequence[str]) -> str:
 
 def _bullets(sentences: Sequence[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences) or "Nothing can be said yet."
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    head, *rows = (f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n".join([head, f"|{' ---: |' * len(lines[0])}", *rows])
 
 
 def plot_detection(results: ScoresResults) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from lotlip_data.manifests import artifacts, storage
-from lotlip_data.pipeline.study.data import FIRST_DEVELOPMENT_SEED
-from lotlip_data.pipeline.study.results import METRICS, lines_of
-from lotlip_data.pipeline.study.scores.design import ROLES, Role, ScoresDesign
-from lotlip_data.pipeline.study.significance import Difference, mean_difference
+from lotlip_data.manifests import storage
+from lotlip_data.pipeline.study import cells
+from lotlip_data.pipeline.study.scores.design import FIRST_DEVELOPMENT_SEED, ROLES, Role, ScoresDesign
+from lotlip_data.pipeline.study.statistics import Difference, mean_difference
+from lotlip_data.pipeline.study.world import METRICS
 
 _REMEDY = "Remove it, and `lotlip-data study-scores` repeats this training."
 
@@ -60,15 +60,9 @@ class ScoresResults:
 
 def read_folder(study: str) -> list[dict[str, Any]]:
     """The results in a study's folder. Raises UserError that names the file if one is no result."""
-    folder = storage.join(study, "scores-results")
-    urls = [storage.join(folder, name) for name in storage.list_names(folder, ".json")]
-    return [_parse(storage.read_bytes(url), url) for url in urls]
+    return cells.read_folder(storage.join(study, "scores-results"), _Result, _REMEDY)
 
 
 def read_lines(file: str) -> list[dict[str, Any]]:
     """The results in a .jsonl file. Raises UserError if it cannot be read, or if a line is no result."""
-    return [_parse(line, where) for line, where in lines_of(file)]
-
-
-def _parse(text: bytes, where: str) -> dict[str, Any]:
-    return dict(artifacts.parse_json(text, where, _REMEDY, _Result))
+    return cells.read_lines(file, _Result, _REMEDY)

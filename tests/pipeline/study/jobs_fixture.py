@@ -13,7 +13,7 @@ from lotlip_data.manifests.errors import UserError
 
 @dataclass(frozen=True)
 class FakeJob:
-    """Appends its name and process id to the file `started`, then behaves as its `outcome` says.
+    """Appends its name, process id and working directory to the file `started`, then behaves as its `outcome` says.
 
     Outcomes: "done" creates the file NAME.done; "waits" does so once the file `go` exists; "fails" raises a UserError;
     "breaks" raises an unexpected error; "dies" ends the process.
@@ -22,15 +22,15 @@ class FakeJob:
     name: str
     outcome: str = "done"
 
-    def prerequisite(self) -> None:
-        return None
+    def prerequisites(self) -> tuple[()]:
+        return ()
 
     def is_done(self, study: str, design: object) -> bool:
         return Path(study, f"{self.name}.done").exists()
 
     def run(self, study: str, design: object) -> None:
         with Path(study, "started").open("a") as file:
-            file.write(f"{self.name} {os.getpid()}\n")
+            file.write(f"{self.name} {os.getpid()} {Path.cwd()} {study}\n")
         if self.outcome == "fails":
             raise UserError("no good")
         if self.outcome == "breaks":
@@ -46,7 +46,6 @@ class FakeJob:
 
 
 if __name__ == "__main__":
-    from lotlip_data.pipeline.study.experiments import Design
     from lotlip_data.pipeline.study.scheduler import run_jobs
 
-    run_jobs(sys.argv[1], Design(), [FakeJob("a", "waits")], 1, None)
+    run_jobs(sys.argv[1], None, [FakeJob("a", "waits")], 1, None)

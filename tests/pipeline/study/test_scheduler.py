@@ -10,15 +10,12 @@ import pytest
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import scheduler
-from lotlip_data.pipeline.study.experiments import Design
 from lotlip_data.pipeline.study.scheduler import RunSummary, run_jobs
 from tests.pipeline.study.jobs_fixture import FakeJob
 
-DESIGN = Design()
-
 
 def run(folder: Path, jobs: list[FakeJob], seconds: float | None = None) -> RunSummary:
-    return run_jobs(str(folder), DESIGN, jobs, 2, seconds)
+    return run_jobs(str(folder), None, jobs, 2, seconds)
 
 
 def started(folder: Path) -> list[str]:
@@ -54,6 +51,23 @@ def test_a_job_that_fails_or_ends_its_process_is_reported_and_stops_no_other(tmp
 
 def test_the_time_limit_may_exceed_the_longest_wait_of_the_operating_system(tmp_path: Path) -> None:
     assert run(tmp_path, [FakeJob("a")], seconds=1e9).done == 1
+
+
+def test_jobs_work_in_the_study_s_folder_so_that_it_can_be_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a job records is relative to the folder. The log has the count of jobs and the time to go."""
+    caplog.set_level("INFO")
+    assert run(tmp_path / "old", [FakeJob("a")]).done == 1
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert run(tmp_path / "new", [FakeJob("a"), FakeJob("b")]) == RunSummary(1, 0, ())
+    rows = [line.split() for line in (tmp_path / "new" / "started").read_text().splitlines()]
+    assert [(name, folder, study) for name, _, folder, study in rows] == [
+        ("a", str(tmp_path / "old"), "."),
+        ("b", str(tmp_path / "new"), "."),
+    ]
+    progress = [message for message in caplog.messages if "to go" in message]
+    assert progress == ["1/1, 0:00:00 to go: a", "1/1, 0:00:00 to go: b"]
 
 
 @pytest.mark.slow

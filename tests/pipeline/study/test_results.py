@@ -1,0 +1,179 @@
+"""Verdicts follow their stated rules; seeds are paired; the page says what the results say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lotlip_data.manifests.errors import UserError
+from lotlip_data.pipeline.study import cells
+from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, SEEDS, Design
+from lotlip_data.pipeline.study.main import rebuild_page, run_study
+from lotlip_data.pipeline.study.power import render_power_page
+from lotlip_data.pipeline.study.report import render_page, write_page
+from lotlip_data.pipeline.study.results import DEVELOPMENT, Results, Verdict, read_lines
+from lotlip_data.pipeline.study.statistics import holm
+from tests.pipeline.study.results_fixture import DESIGN, FLAT, make_result, make_results
+from tests.support.paths import ROOT
+
+LEAD = next(each for each in PRIMARY if each.arms == ("lotlip", "lit_long") and each.metric == "long")
+BASE = (50.0, 20.0, 40.0, 30.0, 45.0, 25.0, 35.0, 55.0)
+
+
+def results_of(lead: tuple[float, ...]) -> Results:
+    """LoTLIP is so many points above LiT + long texts, per seed; all other arms equal LiT + long texts."""
+    values = dict.fromkeys(ARMS, BASE[: len(lead)])
+    values["lotlip"] = tuple(base + gain for base, gain in zip(BASE, lead, strict=False))
+    return Results(make_results(values), DESIGN)
+
+
+@pytest.mark.parametrize(
+    "lead, verdict",
+    [
+        ((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0), Verdict.HOLDS),
+        ((-4.0, -5.0, -4.5, -5.5, -4.2, -5.1, -4.9, -5.0), Verdict.REVERSED),
+        ((0.4, -0.5, 0.3, -0.2, 0.1, 0.0, -0.1, 0.2), Verdict.LEVEL),
+        ((9.0, -8.0, 7.0, 8.0, -3.0, 5.0, 9.0, 2.0), Verdict.UNDECIDED),
+        ((5.0, 5.5), Verdict.UNKNOWN),
+    ],
+)
+def test_verdicts_of_worked_examples(lead: tuple[float, ...], verdict: Verdict) -> None:
+    assert results_of(lead).verdict(LEAD) is verdict
+
+
+def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not_hold() -> None:
+    results = results_of((0.5, 6.0, 1.0, 7.5, 0.2, 6.1, 2.9, 8.0))
+    difference = results.difference(LEAD)
+    assert difference is not None and difference.p < 0.05 < results.adjusted[LEAD]
+    assert results.verdict(LEAD) is Verdict.UNDECIDED and difference.high > LEVEL_POINTS
+
+
+def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
+    """Otherwise a verdict could be lost by running more."""
+    values = dict.fromkeys(LEAD.arms, BASE) | {"lotlip": [base + 3 + base / 50 for base in BASE]}
+    results = Results(make_results(values), DESIGN)
+    p_values = [difference.p if (difference := results.difference(each)) else 1.0 for each in PRIMARY]
+    assert 1.0 in p_values and list(results.adjusted.values()) == holm(p_values)
+
+
+def test_differences_are_taken_per_seed_where_all_arms_have_run() -> None:
+    """LoTLIP is 2 points better for each common seed. Seeds of one arm alone differ much and do not count."""
+    contents = make_results({"lotlip": (52.0, 12.0, 32.0, 99.0), "lit": (50.0, 10.0, 30.0)})
+    results = Results([*contents, make_result("lit", 5, 1.0)], DESIGN)
+    comparison = Comparison("", "long", (("lotlip", 1.0), ("lit", -1.0)))
+    assert results.differences(comparison) == [2.0, 2.0, 2.0]
+    assert results.difference(Comparison("", "long", (("lotlip", 1.0), ("unmasked", -1.0)))) is None
+
+
+def test_final_seeds_development_seeds_and_other_designs_do_not_mix() -> None:
+    contents = [
+        make_result("lit", FIRST_DEVELOPMENT_SEED, 1.0),
+        make_result("lit", 1, 1.0, Design(scenes=96)),
+        make_result("lit", 0, 2.0),
+    ]
+    final, pilots = Results(contents, DESIGN), Results(contents, DESIGN, DEVELOPMENT)
+    assert final.values("lit", "class") == {0: 2.0} and final.excluded == 1
+    assert pilots.values("lit", "class") == {FIRST_DEVELOPMENT_SEED: 1.0} and pilots.excluded == 0
+
+
+def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results_say() -> None:
+    page = render_page(results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0)), DESIGN, 8)
+    head = page.split("\n## ")[0]
+    sentences = [line for line in head.splitlines() if line[:3] in {f"{number}. " for number in range(1, 10)}]
+    assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) <= 5
+    gain = "+4.8 [+4.4, +5.2]"
+    metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
+    assert f"LoTLIP vs. LiT + long texts: holds on {metrics}" in head
+    assert "LiT + long texts vs. LiT: is level on long texts (+0.0 [+0.0, +0.0])" in head
+    assert "All trainings have run: " in head and f"({len(ARMS)} arms × 8 seeds)" in head
+    assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
+
+
+def test_the_page_shows_what_has_not_run() -> None:
+    page = render_page(Results(make_results({"lit": BASE[:3]}), DESIGN), DESIGN, 8)
+    assert f"**Not all trainings have run**: 3 of {8 * len(ARMS)}" in page
+    assert f"Of the {len(PRIMARY)} primary comparisons, {len(PRIMARY)} have not run." in page
+    assert "Nothing has run yet" in render_page(Results([], DESIGN), DESIGN, 8)
+
+
+def test_an_arm_that_still_learns_is_named() -> None:
+    falling = FLAT | {"loss": [3.0, 2.9, 2.8, 2.6, 2.4, 2.2, 2.0, 1.7, 1.3, 0.8]}
+    contents = make_results(dict.fromkeys(ARMS, BASE[:3]))
+    flat = render_page(Results(contents, DESIGN), DESIGN, 3)
+    assert "Every training of every arm meets the criterion." in flat
+    contents[0]["curve"] = falling
+    page = render_page(Results(contents, DESIGN), DESIGN, 3)
+    assert f"a state and not a plateau: {ARMS[contents[0]['arm']].label}." in page
+
+
+def test_equal_results_give_an_equal_page_and_equal_plots_byte_for_byte(tmp_path: Path) -> None:
+    results = results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0))
+    write_page(results, DESIGN, SEEDS, str(tmp_path / "a"))
+    rebuild_page(str(tmp_path / "a/study/results.jsonl"), str(tmp_path / "b"), SEEDS)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / each / "study").iterdir()} for each in "ab"]
+    assert files[0] == files[1] and set(files[0]) == {"index.md", "results.jsonl", "primary.svg", "curves.svg"}
+
+
+def test_the_power_page_is_calculated_from_development_seeds_alone() -> None:
+    lead = (1.0, 3.0, 5.0, 7.0)
+    values = {"lit_long": BASE[:4], "lotlip": [base + gain for base, gain in zip(BASE, lead, strict=False)]}
+    contents = make_results(values, FIRST_DEVELOPMENT_SEED) + make_results(values)
+    page = render_power_page(Results(contents, DESIGN, DEVELOPMENT), DESIGN)
+    assert "from 8 trainings of development seeds" in page
+    assert "| LoTLIP vs. LiT + long texts | long texts | 4 | +4.0 | 2.6 | 4.5 |" in page
+    assert "| LiT + long texts vs. LiT | long texts | – | – | – | – |" in page
+    assert "takes 36 CPU seconds on average" in page
+    assert "No pilot has run yet." in render_power_page(Results([], DESIGN, DEVELOPMENT), DESIGN)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"a": 1}', "the field `key` is missing"),
+        ('{"key": "x", "arm": "lit", "seed": "0"}', "the field `seed` is wrong"),
+        ('{"key": "04670a', "not JSON"),
+        ("", "not JSON"),
+    ],
+)
+def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: str, message: str) -> None:
+    good = json.dumps(make_result("lit", 0, 1.0))
+    (tmp_path / "some.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(UserError, match=rf"some\.jsonl, line 2: .*{message}"):
+        read_lines(str(tmp_path / "some.jsonl"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a-0.json").write_text(line)
+    with pytest.raises(UserError, match=rf"results/a-0\.json: .*{message}.*repeats this training"):
+        run_study(str(tmp_path), str(tmp_path), None, [], 3, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl", "results"}
+
+
+def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = make_result("lit", 0, 1.0, Design(scenes=96))
+    (tmp_path / "other.jsonl").write_bytes(cells.format_lines([other]))
+    with pytest.raises(UserError, match=r"all of its 1 results belong to a study with other settings"):
+        rebuild_page(str(tmp_path / "other.jsonl"), str(tmp_path), 3)
+    with pytest.raises(UserError, match="cannot read the results of a study"):
+        read_lines(str(tmp_path / "missing.jsonl"))
+    (tmp_path / "both.jsonl").write_bytes(cells.format_lines([other, make_result("lit", 0, 1.0)]))
+    caplog.clear()
+    rebuild_page(str(tmp_path / "both.jsonl"), str(tmp_path), 3)
+    assert caplog.messages[0] == "study: 1 results with other settings, data or evaluation are excluded"
+
+
+def test_an_unknown_arm_is_rejected_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the study has no arm table-4; choose from lit, lit_long"):
+        run_study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("page", "file", "pilot"), [("index.md", "results.jsonl", False), ("power.md", "pilots.jsonl", True)]
+)
+def test_the_committed_pages_are_those_of_the_committed_results(
+    tmp_path: Path, page: str, file: str, pilot: bool
+) -> None:
+    """Fails if a setting, a default or a word of the page changes, or if a result belongs to another study."""
+    folder = ROOT / "docs" / "study"
+    rebuild_page(str(folder / file), str(tmp_path), None, pilot)
+    for name in (page, file):
+        assert (tmp_path / "study" / name).read_bytes() == (folder / name).read_bytes()
