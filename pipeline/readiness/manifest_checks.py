@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lotlip_data.manifests import storage, wording
 from lotlip_data.manifests.errors import UserError
@@ -34,7 +35,9 @@ def check_models(manifest: Manifest, run: Run | None = None) -> Iterator[Check]:
     yield from check_prompts(new_texts(jobs, run))
     yield from check_jobs(new_jobs(jobs, run))
     entries = [entry for entry in manifest.train if run is None or not storage.exists(run.training_done(entry.folder))]
-    yield from check_towers(entries)
+    for check in check_towers(entries):
+        advice = "to train no model, set `train: []` in the manifest"
+        yield replace(check, fix=f"{check.fix}; {advice}") if check.fix else check
     yield from (check_model(subject, model) for subject, model in scorer_models(manifest))
 
 

@@ -114,6 +114,8 @@ def _local_stamps(folder: str) -> Iterator[tuple[str, str]]:
                     elif entry.is_file():
                         status = entry.stat()
                         yield name, f"{status.st_size} {status.st_mtime_ns}"
+                    elif entry.is_symlink() and not entry.is_dir():  # a link to nothing, which cannot be read
+                        yield name, "link"
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed in the meantime, or there is no such folder
 
