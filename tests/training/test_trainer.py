@@ -104,6 +104,19 @@ def test_a_training_killed_and_resumed_ends_with_the_bits_of_an_uninterrupted_on
     assert _metrics(expected) == _metrics(tmp_path) and len(_metrics(expected)) == STEPS
 
 
+def _assert_exact_resume(run, settings, folder, monkeypatch):
+    """A training that is killed and resumed ends with the bits of one that nothing interrupted."""
+    _train_in_process(run, folder / "a", settings)
+    monkeypatch.setenv("SIGNAL_AFTER", "0 13")
+    monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
+    assert _train_in_process(run, folder / "b", settings)[1] == -signal.SIGKILL
+    monkeypatch.delenv("SIGNAL_AFTER")
+    lines, _ = _train_in_process(run, folder / "b", settings)
+    assert f"resuming after step 12 of {STEPS}" in lines
+    assert _are_equal(_weights(folder / "a"), _weights(folder / "b"))
+    assert _metrics(folder / "a") == _metrics(folder / "b") and len(_metrics(folder / "a")) == STEPS
+
+
 WITH_SCORES = {"text_weights": "score", "text_temperature": 0.5, "best_sub_captions": 4, "long_texts": 2}
 
 
@@ -114,15 +127,7 @@ def test_a_training_with_score_weights_killed_and_resumed_ends_with_the_bits_of_
 ):
     run = write_run(tmp_path / "run", scores=True)
     settings = {**run_and_settings[1], **WITH_SCORES, "method": method}
-    _train_in_process(run, tmp_path / "a", settings)
-    monkeypatch.setenv("SIGNAL_AFTER", "0 13")
-    monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
-    assert _train_in_process(run, tmp_path / "b", settings)[1] == -signal.SIGKILL
-    monkeypatch.delenv("SIGNAL_AFTER")
-    lines, _ = _train_in_process(run, tmp_path / "b", settings)
-    assert f"resuming after step 12 of {STEPS}" in lines
-    assert _are_equal(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
-    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b") and len(_metrics(tmp_path / "a")) == STEPS
+    _assert_exact_resume(run, settings, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
@@ -138,15 +143,7 @@ def test_a_training_that_starts_from_a_clip_killed_and_resumed_ends_with_the_bit
     images = {"lock_image": False, "images": "pixels"}
     settings = {**SETTINGS, **images, "start_from": str(tmp_path / kind), "stretch": "longclip", "context_length": 40}
     settings |= later
-    _train_in_process(run, tmp_path / "a", settings)
-    monkeypatch.setenv("SIGNAL_AFTER", "0 13")
-    monkeypatch.setenv("SIGNAL", str(int(signal.SIGKILL)))
-    assert _train_in_process(run, tmp_path / "b", settings)[1] == -signal.SIGKILL
-    monkeypatch.delenv("SIGNAL_AFTER")
-    lines, _ = _train_in_process(run, tmp_path / "b", settings)
-    assert f"resuming after step 12 of {STEPS}" in lines
-    assert _are_equal(_weights(tmp_path / "a"), _weights(tmp_path / "b"))
-    assert _metrics(tmp_path / "a") == _metrics(tmp_path / "b") and len(_metrics(tmp_path / "a")) == STEPS
+    _assert_exact_resume(run, settings, tmp_path, monkeypatch)
 
 
 def test_score_weights_on_a_dataset_without_scores_are_refused_before_the_folder_is_claimed(run_and_settings, tmp_path):
