@@ -23,6 +23,16 @@ Pilot = Annotated[
     bool, typer.Option("--pilot", help="Development seeds; the page is study/power.md, the power calculation.")
 ]
 
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        help="A results.jsonl or, with `--pilot`, pilots.jsonl, such as another machine's; its trainings do not run "
+        "again (repeatable).",
+    ),
+]
+
 
 def study(
     folder: Annotated[str, typer.Argument(metavar="[DIR]", help="The study's folder on this machine.")] = "runs/study",
@@ -36,6 +46,7 @@ def study(
     seeds: Seeds = None,
     processes: Processes = 2,
     pilot: Pilot = False,
+    imports: Imports = None,
     json: Json = False,
 ) -> None:
     """Test the paper's claims, small.
@@ -47,7 +58,7 @@ def study(
     with command("study", json) as console:
         from lotlip_data.pipeline.study.main import run_study
 
-        progress = run_study(folder, out or folder, minutes, only or (), seeds, processes, pilot)
+        progress = run_study(folder, out or folder, minutes, only or (), seeds, processes, pilot, imports or ())
         _finish(console, progress)
 
 

@@ -67,7 +67,8 @@ def require_known(file: str, contents: Sequence[Content], known: Sequence[Mappin
     """Raise UserError if `file` has results, but none that this release knows."""
     if contents and not known:
         raise UserError(
-            f"{file}: all of its {len(contents)} results belong to a study with other settings, data or evaluation; "
+            f"{file}: all of its {len(contents)} results belong to other seeds or to a study with other settings, data "
+            "or evaluation; "
             "use the release that wrote it"
         )
 

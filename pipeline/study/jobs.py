@@ -50,8 +50,11 @@ class TrainingJob:
         return f"{self.arm.key(design)}-{self.seed}"
 
     def is_done(self, study: str, design: Design) -> bool:
+        """Whether the result exists and, while a job that starts from the model is not done, the model too."""
         name = self.name(design)
-        return storage.exists(result_url(study, name)) and (not self._keeps_model or _model(study, name).exists())
+        return storage.exists(result_url(study, name)) and (
+            _model(study, name).exists() or all(job.is_done(study, design) for job in self._dependents)
+        )
 
     def prerequisites(self) -> "tuple[DataJob] | tuple[DataJob, TrainingJob]":
         """The jobs that must be done before this one."""
@@ -82,13 +85,14 @@ class TrainingJob:
             "curve": loss_curve(_metrics(out)),
         }
         cells.create(result_url(study, name), content)
-        if self._keeps_model:  # after the result: a training whose model was moved cannot be evaluated again
+        if self._dependents:  # after the result: a training whose model was moved cannot be evaluated again
             _keep(Path(trained.model), _model(study, name))
         storage.remove(out)
 
     @property
-    def _keeps_model(self) -> bool:
-        return any(arm.start == self.arm.name for arm in ARMS.values())
+    def _dependents(self) -> "list[TrainingJob]":
+        """The jobs that start from this one's model."""
+        return [TrainingJob(arm, self.seed) for arm in ARMS.values() if arm.start == self.arm.name]
 
     def __str__(self) -> str:
         return f"{self.arm.name}, seed {self.seed}"
@@ -102,12 +106,13 @@ def result_url(study: str, name: str) -> str:
     return storage.join(study, "results", f"{name}.json")
 
 
-def plan_jobs(arms: Iterable[Arm], seeds: Iterable[int]) -> list[Job]:
-    """All jobs in the order in which they should run: one seed after another, so that complete seeds are compared."""
+def plan_jobs(study: str, design: Design, arms: Iterable[Arm], seeds: Iterable[int]) -> list[Job]:
+    """The jobs that are not done, in the order in which they should run: one seed after another, so that complete seeds
+    are compared."""
     arms, jobs = list(arms), list[Job]()
     for seed in seeds:
-        jobs.append(DataJob(seed))
-        jobs += [TrainingJob(arm, seed) for arm in arms]
+        trainings = [job for arm in arms if not (job := TrainingJob(arm, seed)).is_done(study, design)]
+        jobs += [DataJob(seed), *trainings] if trainings else []
     return jobs
 
 

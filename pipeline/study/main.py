@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.design import ARMS, PILOT_SEEDS, SEEDS, Design, with_starts
-from lotlip_data.pipeline.study.jobs import plan_jobs
+from lotlip_data.pipeline.study.jobs import plan_jobs, result_url
 from lotlip_data.pipeline.study.power import write_power_page
 from lotlip_data.pipeline.study.report import write_page
 from lotlip_data.pipeline.study.results import DEVELOPMENT, FINAL, Results, read_folder, read_lines
@@ -23,6 +23,7 @@ def run_study(
     seeds: int | None,
     processes: int,
     pilot: bool = False,
+    imports: Sequence[str] = (),
     design: Design | None = None,
 ) -> RunSummary:
     """Run the missing trainings of the study and write the page of all results.
@@ -35,25 +36,25 @@ def run_study(
         seeds: Number of seeds; None for SEEDS, or with `pilot` PILOT_SEEDS.
         processes: Number of parallel trainings.
         pilot: Run development seeds, and write the power calculation instead of the page of results.
+        imports: results.jsonl files, or with `pilot` pilots.jsonl files, whose trainings are not repeated.
         design: The design; the default is that of the committed results.
 
     Raises:
-        UserError: `only` names an unknown arm; or the folder is not on this machine, is in use, or holds a damaged
-            result.
+        UserError: `only` names an unknown arm; the folder is not on this machine, is in use, or holds a damaged result;
+            or a file of `imports` cannot be read, or has results but none of this study.
     """
     if unknown := sorted(set(only) - set(ARMS)):
         raise UserError(f"the study has no arm {', '.join(unknown)}; choose from {', '.join(ARMS)}")
     design, folder = design or Design(), cells.local_folder(folder)
     read_folder(folder)  # report damaged results before hours of training
-    kind, seeds = _seeds(seeds, pilot)
-    jobs = plan_jobs(with_starts(only or ARMS), kind[:seeds])
+    planned = _planned_seeds(seeds, pilot)
+    for file in imports:
+        _import_results(file, folder, design, planned)
+    jobs = plan_jobs(folder, design, with_starts(only or ARMS), planned)
     try:
         summary = run_jobs(folder, design, jobs, processes, None if minutes is None else 60 * minutes)
     finally:
-        results = Results(read_folder(folder), design, kind)
-        _log_excluded(results)
-        page = write_power_page(results, design, out) if pilot else write_page(results, design, seeds, out)
-        logger.info(f"study: {page}")
+        _write_page(Results(read_folder(folder), design, planned), design, out, pilot)
     counts = f"{summary.done} jobs done, {summary.left} left" if summary.done or summary.left else "nothing to do"
     logger.info(f"study: {counts}")
     return summary
@@ -64,21 +65,28 @@ def rebuild_page(file: str, out: str, seeds: int | None, pilot: bool = False) ->
 
     Raises UserError if the file cannot be read, or if it has results but none of this study.
     """
-    design, contents = Design(), read_lines(file)
-    kind, seeds = _seeds(seeds, pilot)
-    results = Results(contents, design, kind)
+    design = Design()
+    _write_page(_known_results(file, design, _planned_seeds(seeds, pilot)), design, out, pilot)
+
+
+def _planned_seeds(seeds: int | None, pilot: bool) -> range:
+    return DEVELOPMENT[: seeds or PILOT_SEEDS] if pilot else FINAL[: seeds or SEEDS]
+
+
+def _known_results(file: str, design: Design, planned: range) -> Results:
+    """The results of a file. Raises UserError if it cannot be read, or if it has results but none of this study."""
+    contents = read_lines(file)
+    results = Results(contents, design, planned)
     cells.require_known(file, contents, results.contents)
-    _log_excluded(results)
-    logger.info(
-        f"study: {write_power_page(results, design, out) if pilot else write_page(results, design, seeds, out)}"
-    )
+    return results
 
 
-def _seeds(seeds: int | None, pilot: bool) -> tuple[range, int]:
-    """All seeds of a kind, and how many of them to use."""
-    return (DEVELOPMENT, seeds or PILOT_SEEDS) if pilot else (FINAL, seeds or SEEDS)
+def _import_results(file: str, folder: str, design: Design, planned: range) -> None:
+    for content in _known_results(file, design, planned).contents:
+        cells.create(result_url(folder, f"{content['key']}-{content['seed']}"), content)
 
 
-def _log_excluded(results: Results) -> None:
+def _write_page(results: Results, design: Design, out: str, pilot: bool) -> None:
     if results.excluded:
         logger.info(f"study: {results.excluded} results with other settings, data or evaluation are excluded")
+    logger.info(f"study: {(write_power_page if pilot else write_page)(results, design, out)}")

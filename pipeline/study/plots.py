@@ -12,7 +12,7 @@ VERDICT_COLOURS = {
     Verdict.REVERSED: RED,
     Verdict.LEVEL: INK,
     Verdict.UNDECIDED: GRAY,
-    Verdict.UNKNOWN: GRAY,
+    Verdict.UNFINISHED: GRAY,
 }
 METRIC_NAMES = {"long": "long texts", "twins": "near twins", "short": "short texts", "class": "classes"}
 

@@ -13,7 +13,7 @@ from lotlip_data.pipeline.study.markdown import NOT_RUN
 from lotlip_data.pipeline.study.paper_results import PRINTED
 from lotlip_data.pipeline.study.plots import METRIC_NAMES, plot_curves, plot_primary
 from lotlip_data.pipeline.study.results import Results, Verdict
-from lotlip_data.pipeline.study.statistics import LEVEL, MIN_SEEDS, POWER, Difference, smallest_effect
+from lotlip_data.pipeline.study.statistics import LEVEL, POWER, Difference, smallest_effect
 from lotlip_data.synthetic.hard_scenes import CAPTIONER_ERRORS
 
 COLUMNS = {
@@ -30,21 +30,21 @@ COLUMNS = {
 _PAPER_METRICS = ("long", "short", "class")
 
 
-def write_page(results: Results, design: Design, seeds: int, out: str) -> str:
+def write_page(results: Results, design: Design, out: str) -> str:
     """Write `out`/study/index.md, with its plots and results.jsonl beside it. Returns the path of the page."""
     contents = {
         "primary.svg": plot_primary(results).encode(),
         "curves.svg": plot_curves(results).encode(),
         "results.jsonl": format_lines(results.contents),
-        "index.md": render_page(results, design, seeds).encode(),
+        "index.md": render_page(results, design).encode(),
     }
     for name, content in contents.items():
         storage.replace(storage.join(out, "study", name), content)
     return storage.join(out, "study", "index.md")
 
 
-def render_page(results: Results, design: Design, seeds: int) -> str:
-    """The page in Markdown, for `seeds` final seeds. Its template is `templates/study.md`."""
+def render_page(results: Results, design: Design) -> str:
+    """The page in Markdown. Its template is `templates/study.md`."""
     return markdown.render(
         "study.md",
         design=design,
@@ -53,15 +53,14 @@ def render_page(results: Results, design: Design, seeds: int) -> str:
         noise=design.noise,
         captioner_errors=CAPTIONER_ERRORS,
         twins_searched=design.gallery.groups * (1 + design.gallery.twins),
-        progress=_progress(results, seeds),
+        progress=_progress(results),
         sentences=_sentences(results),
         primaries=len(PRIMARY),
         primary_table=_primary_table(results),
         level=f"{LEVEL:.0%}",
         level_points=f"{LEVEL_POINTS:g}",
         power=f"{POWER:.0%}",
-        min_seeds=MIN_SEEDS,
-        last_seed=seeds - 1,
+        last_seed=results.planned[-1],
         first_development_seed=FIRST_DEVELOPMENT_SEED,
         plateau_share=f"{PLATEAU_SHARE:.0%}",
         plateau_sentence=_plateau_sentence(results),
@@ -70,11 +69,10 @@ def render_page(results: Results, design: Design, seeds: int) -> str:
     )
 
 
-def _progress(results: Results, seeds: int) -> str:
-    planned = len(ARMS) * seeds
-    done = sum(content["seed"] < seeds for content in results.contents)
+def _progress(results: Results) -> str:
+    done, planned = len(results.contents), len(ARMS) * len(results.planned)
     has_all = "All trainings have run" if done == planned else "**Not all trainings have run**"
-    what = f"{len(ARMS)} arms × {seeds} seeds"
+    what = f"{len(ARMS)} arms × {len(results.planned)} seeds"
     return f"{has_all}: {done} of {planned} ({what}), {results.hours:.1f} hours of one core."
 
 
@@ -109,7 +107,7 @@ def _statement(text: str, comparisons: Sequence[Comparison], results: Results) -
 
 
 def _plural(verdict: Verdict, number: int) -> str:
-    plurals = {"holds": "hold", "has not run": "have not run"}
+    plurals = {"holds": "hold"}
     return plurals.get(verdict, verdict.replace("is ", "are ")) if number > 1 else str(verdict)
 
 

@@ -7,10 +7,13 @@ A primary comparison
     is reversed   the same, with the other sign
     is level      otherwise, if the whole 95% interval is within LEVEL_POINTS of zero
     is undecided  otherwise
+
+There is no verdict before all planned seeds have run: the seeds were fixed in advance, and a test that is read again
+after every seed errs more often than its level says.
 """
 
 import functools
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -39,7 +42,7 @@ class Verdict(StrEnum):
     REVERSED = "is reversed"
     LEVEL = "is level"
     UNDECIDED = "is undecided"
-    UNKNOWN = "has not run"
+    UNFINISHED = "is unfinished"
 
 
 @with_config(ConfigDict(extra="allow"))
@@ -58,18 +61,19 @@ class _Result(TypedDict):
 
 
 class Results:
-    """The results of one design and one kind of seeds.
+    """The results of one design for the planned seeds.
 
     Attributes:
+        planned: The planned seeds. Results of other seeds are left out.
         contents: The results, in order of arms and seeds.
         excluded: Number of results of other designs.
         hours: Hours of computation on one core.
     """
 
-    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, seeds: Container[int] = FINAL) -> None:
+    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, planned: Sequence[int]) -> None:
         keys = {arm.key(design): name for name, arm in ARMS.items()}
-        order = list(ARMS)
-        candidates = [content for content in contents if content["seed"] in seeds]
+        order, self.planned = list(ARMS), planned
+        candidates = [content for content in contents if content["seed"] in planned]
         known = [content for content in candidates if content["key"] in keys]
         self.contents = sorted(known, key=lambda content: (order.index(keys[content["key"]]), content["seed"]))
         self.excluded = len(candidates) - len(known)
@@ -107,8 +111,8 @@ class Results:
     def verdict(self, comparison: Comparison) -> Verdict:
         """The verdict on a primary comparison."""
         difference = self.difference(comparison)
-        if difference is None:
-            return Verdict.UNKNOWN
+        if difference is None or difference.seeds < len(self.planned):
+            return Verdict.UNFINISHED
         if self.adjusted[comparison] < LEVEL:
             return Verdict.HOLDS if difference.mean * comparison.sign > 0 else Verdict.REVERSED
         is_level = difference.low > -LEVEL_POINTS and difference.high < LEVEL_POINTS

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.design import ARMS
-from lotlip_data.pipeline.study.jobs import DataJob, TrainingJob, plan_jobs
+from lotlip_data.pipeline.study.jobs import DataJob, TrainingJob, plan_jobs, result_url
 from lotlip_data.pipeline.study.main import run_study
 from lotlip_data.pipeline.study.results import read_folder
-from tests.pipeline.study.results_fixture import SMALL
+from tests.pipeline.study.results_fixture import SMALL, make_result
 
 ONLY = ("lit", "lotlip")
 
 
-def test_every_arm_has_the_same_seeds_and_what_it_needs_comes_first() -> None:
-    jobs = plan_jobs(ARMS.values(), range(3))
+def test_every_arm_has_the_same_seeds_and_what_it_needs_comes_first(tmp_path: Path) -> None:
+    jobs = plan_jobs(str(tmp_path), SMALL, ARMS.values(), range(3))
     assert len(jobs) == len(set(jobs)) == 3 * (1 + len(ARMS))
     for position, job in enumerate(jobs):
         assert set(job.prerequisites()) <= set(jobs[:position])
@@ -39,10 +40,22 @@ def test_a_model_that_another_arm_starts_from_is_kept(tmp_path: Path, monkeypatc
     assert [path.name for path in models.iterdir()] == [start.name(SMALL)]
     result = Path(f"results/{start.name(SMALL)}.json").read_bytes()
     (models / start.name(SMALL)).rename("elsewhere")
-    assert not start.is_done(".", SMALL)
+    assert not start.is_done(".", SMALL), "other arms start from it"
     start.run(".", SMALL)
     assert start.is_done(".", SMALL) and Path(f"results/{start.name(SMALL)}.json").read_bytes() == result
     assert not any(Path("work").iterdir())
+
+
+def test_what_is_done_needs_neither_data_nor_models(tmp_path: Path) -> None:
+    """So results of another machine leave only what they lack: for `debias`, its CLIP's model again, and the data."""
+    for seed, missing in ((0, "lit_long"), (1, "debias"), (2, None)):
+        for name in ARMS:
+            if name != missing:
+                result = make_result(name, seed, 1.0, SMALL)
+                cells.create(result_url(str(tmp_path), f"{result['key']}-{seed}"), result)
+    needed = [DataJob(0), TrainingJob(ARMS["lit_long"], 0)]
+    needed += [DataJob(1), TrainingJob(ARMS["lit"], 1), TrainingJob(ARMS["debias"], 1)]
+    assert plan_jobs(str(tmp_path), SMALL, ARMS.values(), range(3)) == needed
 
 
 def _results(folder: Path) -> dict[str, dict]:

@@ -8,11 +8,11 @@ import pytest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
-from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, SEEDS, Design
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
 from lotlip_data.pipeline.study.main import rebuild_page, run_study
 from lotlip_data.pipeline.study.power import render_power_page
 from lotlip_data.pipeline.study.report import render_page, write_page
-from lotlip_data.pipeline.study.results import DEVELOPMENT, Results, Verdict, read_lines
+from lotlip_data.pipeline.study.results import DEVELOPMENT, Results, Verdict, read_folder, read_lines
 from lotlip_data.pipeline.study.statistics import holm
 from tests.pipeline.study.results_fixture import DESIGN, FLAT, make_result, make_results
 from tests.support.paths import ROOT
@@ -25,7 +25,7 @@ def results_of(lead: tuple[float, ...]) -> Results:
     """LoTLIP is so many points above LiT + long texts, per seed; all other arms equal LiT + long texts."""
     values = dict.fromkeys(ARMS, BASE[: len(lead)])
     values["lotlip"] = tuple(base + gain for base, gain in zip(BASE, lead, strict=False))
-    return Results(make_results(values), DESIGN)
+    return Results(make_results(values), DESIGN, range(len(lead)))
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,20 @@ def results_of(lead: tuple[float, ...]) -> Results:
         ((-4.0, -5.0, -4.5, -5.5, -4.2, -5.1, -4.9, -5.0), Verdict.REVERSED),
         ((0.4, -0.5, 0.3, -0.2, 0.1, 0.0, -0.1, 0.2), Verdict.LEVEL),
         ((9.0, -8.0, 7.0, 8.0, -3.0, 5.0, 9.0, 2.0), Verdict.UNDECIDED),
-        ((5.0, 5.5), Verdict.UNKNOWN),
+        ((5.0, 5.5), Verdict.UNFINISHED),
     ],
 )
 def test_verdicts_of_worked_examples(lead: tuple[float, ...], verdict: Verdict) -> None:
     assert results_of(lead).verdict(LEAD) is verdict
+
+
+def test_there_is_no_verdict_before_all_planned_seeds_have_run() -> None:
+    """The differences are shown, but a test that is read after every seed would err more often than its level says."""
+    contents = results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0)).contents
+    seven = [content for content in contents if (content["arm"], content["seed"]) != ("lotlip", 7)]
+    results = Results(seven, DESIGN, range(8))
+    assert results.verdict(LEAD) is Verdict.UNFINISHED and results.difference(LEAD) is not None
+    assert Results(contents, DESIGN, range(7)).verdict(LEAD) is Verdict.HOLDS, "seed 7 was not planned"
 
 
 def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not_hold() -> None:
@@ -52,7 +61,7 @@ def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not
 def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
     """Otherwise a verdict could be lost by running more."""
     values = dict.fromkeys(LEAD.arms, BASE) | {"lotlip": [base + 3 + base / 50 for base in BASE]}
-    results = Results(make_results(values), DESIGN)
+    results = Results(make_results(values), DESIGN, range(len(BASE)))
     p_values = [difference.p if (difference := results.difference(each)) else 1.0 for each in PRIMARY]
     assert 1.0 in p_values and list(results.adjusted.values()) == holm(p_values)
 
@@ -60,7 +69,7 @@ def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
 def test_differences_are_taken_per_seed_where_all_arms_have_run() -> None:
     """LoTLIP is 2 points better for each common seed. Seeds of one arm alone differ much and do not count."""
     contents = make_results({"lotlip": (52.0, 12.0, 32.0, 99.0), "lit": (50.0, 10.0, 30.0)})
-    results = Results([*contents, make_result("lit", 5, 1.0)], DESIGN)
+    results = Results([*contents, make_result("lit", 5, 1.0)], DESIGN, range(8))
     comparison = Comparison("", "long", (("lotlip", 1.0), ("lit", -1.0)))
     assert results.differences(comparison) == [2.0, 2.0, 2.0]
     assert results.difference(Comparison("", "long", (("lotlip", 1.0), ("unmasked", -1.0)))) is None
@@ -72,13 +81,13 @@ def test_final_seeds_development_seeds_and_other_designs_do_not_mix() -> None:
         make_result("lit", 1, 1.0, Design(scenes=96)),
         make_result("lit", 0, 2.0),
     ]
-    final, pilots = Results(contents, DESIGN), Results(contents, DESIGN, DEVELOPMENT)
+    final, pilots = Results(contents, DESIGN, range(8)), Results(contents, DESIGN, DEVELOPMENT)
     assert final.values("lit", "class") == {0: 2.0} and final.excluded == 1
     assert pilots.values("lit", "class") == {FIRST_DEVELOPMENT_SEED: 1.0} and pilots.excluded == 0
 
 
 def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results_say() -> None:
-    page = render_page(results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0)), DESIGN, 8)
+    page = render_page(results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0)), DESIGN)
     head = page.split("\n## ")[0]
     sentences = [line for line in head.splitlines() if line[:3] in {f"{number}. " for number in range(1, 10)}]
     assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) <= 5
@@ -91,26 +100,26 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
 
 
 def test_the_page_shows_what_has_not_run() -> None:
-    page = render_page(Results(make_results({"lit": BASE[:3]}), DESIGN), DESIGN, 8)
+    page = render_page(Results(make_results({"lit": BASE[:3]}), DESIGN, range(8)), DESIGN)
     assert f"**Not all trainings have run**: 3 of {8 * len(ARMS)}" in page
-    assert f"Of the {len(PRIMARY)} primary comparisons, {len(PRIMARY)} have not run." in page
-    assert "Nothing has run yet" in render_page(Results([], DESIGN), DESIGN, 8)
+    assert f"Of the {len(PRIMARY)} primary comparisons, {len(PRIMARY)} are unfinished." in page
+    assert "Nothing has run yet" in render_page(Results([], DESIGN, range(8)), DESIGN)
 
 
 def test_an_arm_that_still_learns_is_named() -> None:
     falling = FLAT | {"loss": [3.0, 2.9, 2.8, 2.6, 2.4, 2.2, 2.0, 1.7, 1.3, 0.8]}
     contents = make_results(dict.fromkeys(ARMS, BASE[:3]))
-    flat = render_page(Results(contents, DESIGN), DESIGN, 3)
+    flat = render_page(Results(contents, DESIGN, range(3)), DESIGN)
     assert "Every training of every arm meets the criterion." in flat
     contents[0]["curve"] = falling
-    page = render_page(Results(contents, DESIGN), DESIGN, 3)
+    page = render_page(Results(contents, DESIGN, range(3)), DESIGN)
     assert f"a state and not a plateau: {ARMS[contents[0]['arm']].label}." in page
 
 
 def test_equal_results_give_an_equal_page_and_equal_plots_byte_for_byte(tmp_path: Path) -> None:
     results = results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0))
-    write_page(results, DESIGN, SEEDS, str(tmp_path / "a"))
-    rebuild_page(str(tmp_path / "a/study/results.jsonl"), str(tmp_path / "b"), SEEDS)
+    write_page(results, DESIGN, str(tmp_path / "a"))
+    rebuild_page(str(tmp_path / "a/study/results.jsonl"), str(tmp_path / "b"), len(results.planned))
     files = [{path.name: path.read_bytes() for path in (tmp_path / each / "study").iterdir()} for each in "ab"]
     assert files[0] == files[1] and set(files[0]) == {"index.md", "results.jsonl", "primary.svg", "curves.svg"}
 
@@ -151,7 +160,7 @@ def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: 
 def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = make_result("lit", 0, 1.0, Design(scenes=96))
     (tmp_path / "other.jsonl").write_bytes(cells.format_lines([other]))
-    with pytest.raises(UserError, match=r"all of its 1 results belong to a study with other settings"):
+    with pytest.raises(UserError, match=r"all of its 1 results belong to other seeds or to a study with"):
         rebuild_page(str(tmp_path / "other.jsonl"), str(tmp_path), 3)
     with pytest.raises(UserError, match="cannot read the results of a study"):
         read_lines(str(tmp_path / "missing.jsonl"))
@@ -159,6 +168,21 @@ def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pyt
     caplog.clear()
     rebuild_page(str(tmp_path / "both.jsonl"), str(tmp_path), 3)
     assert caplog.messages[0] == "study: 1 results with other settings, data or evaluation are excluded"
+
+
+def test_imported_results_are_not_repeated(tmp_path: Path) -> None:
+    """They come from several machines. A result that the folder has is kept; one of another study is left out."""
+    own, new = make_result("lit", 0, 1.0), make_result("lotlip", 1, 3.0)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    files[0].write_bytes(cells.format_lines([own | {"steps": 7}, make_result("lit", 1, 2.0)]))
+    files[1].write_bytes(cells.format_lines([new, make_result("lit", 2, 1.0, Design(scenes=96))]))
+    folder = tmp_path / "study"
+    cells.create(str(folder / "results" / f"{own['key']}-0.json"), own)
+    summary = run_study(str(folder), str(tmp_path), 0, ["lit_long"], 3, 1, imports=[str(file) for file in files])
+    kept = {(each["arm"], each["seed"]): each["steps"] for each in read_folder(str(folder))}
+    assert kept == {("lit", 0): 100, ("lit", 1): 100, ("lotlip", 1): 100} and summary.done == 0
+    with pytest.raises(UserError, match=r"all of its 2 results belong to other seeds or to a study with"):
+        run_study(str(folder), str(tmp_path), 0, [], None, 1, pilot=True, imports=[str(files[0])])
 
 
 def test_an_unknown_arm_is_rejected_with_a_list_of_the_known_ones(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_equal_results_give_equal_pages_and_a_page_is_rebuilt_from_its_results(t
 def test_results_of_another_study_or_damaged_ones_are_an_error_that_names_the_file(tmp_path: Path) -> None:
     file = tmp_path / "scores.jsonl"
     file.write_text(json.dumps(_result(0, 0.2, "all", 1.0) | {"key": "0" * 12}))
-    with pytest.raises(UserError, match="belong to a study with other settings"):
+    with pytest.raises(UserError, match="belong to other seeds or to a study with other settings"):
         rebuild_scores_page(str(file), str(tmp_path), 8)
     file.write_text('{"key": 1}')
     with pytest.raises(UserError, match=r"scores.jsonl, line 1: .*study-scores"):
