@@ -10,7 +10,8 @@ take turns, so that other load on the machine affects all. A ratio is the median
 divided by ours. The last line of standard output is one JSON object.
 
 Then each form of the loss alone is compared with its plain form, on features of random texts: `loss_sigmoid` is the
-time of the plain form divided by ours.
+time of the plain form divided by ours. `longclip`, `debias` and `multi_positive` are whole steps of these methods,
+which train both towers of a CLIP: see `train_methods.py`.
 
 Text lengths follow the paper's means: 18 tokens per raw text, 22 per sub-caption, 3 sub-captions per long text. Dropout
 is off by default: with dropout, SDPA on a CPU uses a slower attention, of which the plain form needs more.
@@ -19,8 +20,7 @@ is off by default: with dropout, SDPA on a CPU uses a slower attention, of which
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from train_losses import measure_losses, plain_loss, timed
+from train_methods import measure_methods
 
 from lotlip_data.training.loss import lotlip_loss
 from lotlip_data.training.models.towers import TwoTowers, build
@@ -73,24 +75,6 @@ def make_towers(layers: int, dropout: float) -> TwoTowers:
     return towers
 
 
-def plain_loss(image: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None = None, smoothing: float = 0) -> Tensor:
-    """The sum over the K texts per image of the symmetric softmax loss, or of the sigmoid loss if there is a bias.
-
-    image: [B, D]; texts: [B, K, D].
-    """
-    target = torch.arange(len(image))
-    labels = 2 * torch.eye(len(image)) - 1
-    total = torch.zeros(())
-    for text in texts.unbind(1):
-        logits = scale * image @ text.T
-        if bias is not None:
-            total = total - F.logsigmoid(labels * (logits + bias)).sum() / len(image)
-            continue
-        losses = [F.cross_entropy(each, target, label_smoothing=smoothing) for each in (logits, logits.T)]
-        total = total + sum(losses, torch.zeros(())) / 2
-    return total
-
-
 def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> tuple[Tensor, int]:
     """The loss of a form, and the number of text tokens that it computed."""
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
@@ -109,13 +93,6 @@ def loss_of(form: str, towers: TwoTowers, batch: Batch, dtype: torch.dtype) -> t
     if form == "plain":
         return plain_loss(image, torch.cat([short[:, None], long.flatten(1, 2)], dim=1), towers.scale), computed
     return lotlip_loss(image, short, long, towers.scale).total, computed
-
-
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds of a call, and its result."""
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
 
 
 def measure(towers: TwoTowers, batch: Batch, pairs: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
@@ -161,33 +138,6 @@ def flops_per_sample(form: str, layers: int, batch: Batch) -> float:
     patches = (PIXELS // PATCH) ** 2
     image = layer_flops(layers, [patches + 1]) + 2 * patches * 3 * PATCH**2 * 768
     return 3 * layer_flops(layers, lengths) / samples + (0.0 if form == "cached" else image)
-
-
-def measure_losses(batch: int, texts: int, pairs: int) -> dict[str, float]:
-    """Print one line per form of the loss, and return the ratios of the plain time to ours, forward and backward."""
-    torch.manual_seed(0)
-    features = F.normalize(torch.randn(batch, 1 + texts, 768), dim=-1)
-    image, text = (part.clone().requires_grad_() for part in (features[:, 0], features[:, 1:]))
-    scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
-    ratios = {}
-    for form, bias_of_form, smoothing in (("softmax", None, 0.0), ("smoothed", None, 0.1), ("sigmoid", bias, 0.0)):
-
-        def plain(bias: Tensor | None = bias_of_form, smoothing: float = smoothing) -> Tensor:
-            return plain_loss(image, text, scale, bias, smoothing)
-
-        def ours(bias: Tensor | None = bias_of_form, smoothing: float = smoothing) -> Tensor:
-            options = {"bias": bias, "label_smoothing": smoothing}
-            return lotlip_loss(image, text[:, 0], text[:, 1:, None], scale, **options).total
-
-        seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-        for turn in range(pairs + 1):  # the first is a warm-up
-            for name, loss in (("plain", plain), ("ours", ours))[:: 1 if turn % 2 else -1]:
-                seconds[name].append(timed(lambda loss=loss: loss().backward())[0])
-        ratio = statistics.median(a / b for a, b in zip(seconds["plain"][1:], seconds["ours"][1:], strict=True))
-        own = statistics.median(seconds["ours"][1:])
-        print(f"loss_{form}: {batch / own:.0f} samples/s with {texts} texts each; {ratio:.2f} times plain", flush=True)
-        ratios[f"loss_{form}"] = round(ratio, 3)
-    return ratios
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
@@ -278,6 +228,7 @@ def main() -> None:
             plain_flops = flops_per_sample("plain", options.layers, batch)
     extrapolate(ratios, plain_flops)
     ratios |= measure_losses(options.loss_batch, 4, options.pairs)
+    ratios |= measure_methods(options.layers, options.batch, options.pairs, dtype)
     print(json.dumps(ratios))
 
 

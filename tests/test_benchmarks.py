@@ -19,6 +19,7 @@ KEYS = {
     "train": {
         *("pixels_3", "cached_3", "pixels_1", "cached_1"),
         *("loss_softmax", "loss_smoothed", "loss_sigmoid"),
+        *("longclip", "debias", "multi_positive"),
     },
     "loader": {"ours_vs_webdataset"},
     "cluster": {"driver_share", "driver_rss_growth_mb", "shards_per_second", "units_per_second", "measured_share"},
@@ -30,7 +31,7 @@ KEYS = {
 RAN = {"download": "ours_vs_img2dataset", "recaption": "ours_vs_bare_vllm", "train": "pixels_3"}
 RAN |= {"loader": "ours_vs_webdataset", "scale": "peak_growth", "cluster": "driver_share"}
 RAN |= {"one_pass": "one_pass_vs_passes", "existing": "existing_vs_ours", "streamed": "streamed_vs_longest"}
-MODULES = {"download_web", "images", "heavy_models", "recaption_jobs"}
+MODULES = {"download_web", "images", "heavy_models", "recaption_jobs", "train_losses", "train_methods"}
 """What the scripts import."""
 
 
