@@ -6,12 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 BUCKET_BYTES = 8 << 20
 """Text per bucket. The memory that processes a bucket is a small multiple of it."""
 
 BUFFER_BYTES = 32 << 20
 """Bytes of rows that are gathered before they are appended to the buckets."""
+
+_POOL = pa.system_memory_pool()
+"""Returns freed memory to the operating system. Arrow's default pool keeps more of it with every bucket."""
 
 
 def bucket_count(total_bytes: float) -> int:
@@ -48,17 +52,16 @@ class ExternalBuckets:
         """Append the gathered rows to the files. Each append is a complete Arrow stream, so no file stays open."""
         if not any(table.num_rows for table in self._waiting):
             return
-        table = pa.concat_tables(self._waiting).combine_chunks()
+        table = pa.concat_tables(self._waiting, memory_pool=_POOL).combine_chunks(memory_pool=_POOL)
         self._waiting, self._bytes = [], 0
         # The upper half of the order, times the count, shifted: a row's bucket does not depend on the other rows.
         bucket = ((table["order"].to_numpy() >> np.uint64(32)) * np.uint64(self.count)) >> np.uint64(32)
         by_bucket = np.argsort(bucket, kind="stable")
-        table = table.take(pa.array(by_bucket))
+        table = pc.take(table, pa.array(by_bucket), memory_pool=_POOL)
         numbers, starts = np.unique(bucket[by_bucket], return_index=True)
         for number, begin, end in zip(numbers, starts, [*starts[1:], table.num_rows], strict=True):
             with open(self._file(int(number)), "ab") as file, pa.ipc.new_stream(file, self.schema) as stream:
                 stream.write_table(table.slice(begin, end - begin))
-        pa.default_memory_pool().release_unused()  # Arrow's pool keeps freed memory, and more of it with every bucket
 
     def __iter__(self) -> Iterator[pa.Table]:
         """The buckets that have rows, in order."""
@@ -77,8 +80,7 @@ class ExternalBuckets:
 
     def _read(self, number: int) -> pa.Table:
         parts = []
-        pa.default_memory_pool().release_unused()
-        with pa.OSFile(str(self._file(number))) as file:
+        with pa.OSFile(str(self._file(number)), memory_pool=_POOL) as file:
             while file.tell() < file.size():
-                parts.append(pa.ipc.open_stream(file).read_all())
-        return pa.concat_tables(parts)
+                parts.append(pa.ipc.open_stream(file, memory_pool=_POOL).read_all())
+        return pa.concat_tables(parts, memory_pool=_POOL)
