@@ -17,7 +17,9 @@ Minutes = Annotated[
 Processes = Annotated[int, typer.Option(min=1, help="Number of trainings at a time, of one thread each.")]
 Seeds = Annotated[
     int | None,
-    typer.Option(min=3, max=50, help="Number of seeds. Default: that of the power calculation; with `--pilot`, 3."),
+    typer.Option(
+        min=3, max=50, help="Number of seeds of every arm. Default: those of the power calculation; with `--pilot`, 3."
+    ),
 ]
 Pilot = Annotated[
     bool, typer.Option("--pilot", help="Development seeds; the page is study/power.md, the power calculation.")
@@ -51,7 +53,8 @@ def study(
 ) -> None:
     """Test the paper's claims, small.
 
-    Takes three to four hours on two cores, on synthetic scenes. It can be stopped at any time; the same command resumes it.
+    Takes three to four hours on two cores, on synthetic scenes. It can be stopped at any time; the same command
+    resumes it.
 
     Example: lotlip-data study runs/study --out docs --minutes 30
     """

@@ -6,7 +6,7 @@ the arm computes and not by its name. To compare another method, add an arm here
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from lotlip_data.training.config import METHODS, TrainConfig, make_config
 VERSION = 2
 """Version of data and evaluation. Results of different versions are not mixed."""
 SEEDS = 8
-"""Number of final seeds, from 0, chosen by the power calculation before any of them ran."""
+"""Number of final seeds, from 0, chosen with the power calculation before any of them ran."""
+MORE_SEEDS = 12
+"""Number of final seeds of the arms whose comparisons vary most, chosen at the same time."""
 PILOT_SEEDS = 3
 """Number of development seeds of the power calculation."""
 FIRST_DEVELOPMENT_SEED = 1000
@@ -100,6 +102,8 @@ class Arm:
     settings: tuple[tuple[str, Any], ...] = ()
     start: str | None = None
     """Name of the arm whose model, of the same seed, this training starts from."""
+    has_more_seeds: bool = False
+    """Whether the arm has MORE_SEEDS seeds."""
 
     def config(self, design: Design, seed: int) -> TrainConfig:
         """The configuration of the training of a seed. Its paths are relative to the study's folder."""
@@ -122,13 +126,21 @@ def _weights_digest(tower: str) -> str:
     return digest_of_file(Path(resolve(tower), "model.safetensors")).sha256
 
 
-def _arm(name: str, label: str, method: str, start: str | None = None, **settings: Any) -> Arm:
-    return Arm(name, label, method, tuple(settings.items()), start)
+def _arm(
+    name: str, label: str, method: str, start: str | None = None, has_more_seeds: bool = False, **settings: Any
+) -> Arm:
+    return Arm(name, label, method, tuple(settings.items()), start, has_more_seeds)
 
 
 COMPONENTS = 8
 """Principal components of the image features, which have 128 numbers: the share of Long-CLIP's 32 of CLIP's 512."""
-_LOCKED = {"components": COMPONENTS, "lock_image": True, "images": "features", "stretch": None, "context_length": 128}
+_LOCKED: dict[str, Any] = {
+    "components": COMPONENTS,
+    "lock_image": True,
+    "images": "features",
+    "stretch": None,
+    "context_length": 128,
+}
 """Long-CLIP and DeBias-CLIP train both towers and stretch the text positions of a CLIP. Here the image tower stays
 locked, as in all arms, and the text tower has positions enough."""
 
@@ -136,13 +148,13 @@ ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         _arm("lit", "LiT", "lit"),
-        _arm("lit_long", "LiT + long texts", "lit_long"),
-        _arm("lit_longclip", "LiT + Long-CLIP", "lit_longclip", components=COMPONENTS),
-        _arm("register", "register tokens", "register"),
-        _arm("lotlip", "LoTLIP, m = 2", "lotlip"),
+        _arm("lit_long", "LiT + long texts", "lit_long", has_more_seeds=True),
+        _arm("lit_longclip", "LiT + Long-CLIP", "lit_longclip", has_more_seeds=True, components=COMPONENTS),
+        _arm("register", "register tokens", "register", has_more_seeds=True),
+        _arm("lotlip", "LoTLIP, m = 2", "lotlip", has_more_seeds=True),
         _arm("lotlip_m1", "LoTLIP, m = 1", "lotlip", corner_tokens=1),
         _arm("lotlip_m4", "LoTLIP, m = 4", "lotlip", corner_tokens=4),
-        _arm("unmasked", "LoTLIP, no mask", "lotlip", corner_mask=False),
+        _arm("unmasked", "LoTLIP, no mask", "lotlip", has_more_seeds=True, corner_mask=False),
         *(_arm(f"only_{name}", f"LoTLIP, {name} only", "lotlip", captioners=(name,)) for name in WRITERS),
         _arm("lit_long_s1", "LiT + long texts, S = 1", "lit_long", sub_captions=1),
         _arm("clip_long", "CLIP + long texts", "lit_long", start="lit", sub_captions="all"),
@@ -151,6 +163,29 @@ ARMS: dict[str, Arm] = {
     )
 }
 """All arms by name, in training order."""
+
+
+FINAL = range(FIRST_DEVELOPMENT_SEED)
+"""The seeds that pages of results show."""
+DEVELOPMENT = range(FIRST_DEVELOPMENT_SEED, 2 * FIRST_DEVELOPMENT_SEED)
+"""The seeds on which settings are chosen, and from which the power is calculated."""
+
+PlannedSeeds = Mapping[str, range]
+"""By name of every arm, the seeds that it has when the study is finished."""
+
+
+def plan_seeds(pilot: bool, seeds: int | None = None) -> PlannedSeeds:
+    """The planned seeds: final ones or, with `pilot`, development seeds. `seeds`: the number of each arm, if given."""
+    if pilot:
+        return dict.fromkeys(ARMS, DEVELOPMENT[: seeds or PILOT_SEEDS])
+    return {name: FINAL[: seeds or (MORE_SEEDS if arm.has_more_seeds else SEEDS)] for name, arm in ARMS.items()}
+
+
+def describe_seeds(planned: PlannedSeeds) -> str:
+    """How many seeds the arms have: `8 seeds of every arm, and 12 of LoTLIP, m = 2; LoTLIP, no mask`."""
+    fewest, most = min(map(len, planned.values())), max(map(len, planned.values()))
+    favoured = [ARMS[name].label for name, seeds in planned.items() if len(seeds) > fewest]
+    return f"{fewest} seeds of every arm" + (f", and {most} of {'; '.join(favoured)}" if favoured else "")
 
 
 def with_starts(names: Iterable[str]) -> list[Arm]:

@@ -15,7 +15,7 @@ from typing import Any
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import cells, data
 from lotlip_data.pipeline.study.curves import chance_loss, loss_curve
-from lotlip_data.pipeline.study.design import ARMS, MODELS, Arm, Design
+from lotlip_data.pipeline.study.design import ARMS, MODELS, Arm, Design, PlannedSeeds
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,13 @@ def result_url(study: str, name: str) -> str:
     return storage.join(study, "results", f"{name}.json")
 
 
-def plan_jobs(study: str, design: Design, arms: Iterable[Arm], seeds: Iterable[int]) -> list[Job]:
+def plan_jobs(study: str, design: Design, arms: Iterable[Arm], planned: PlannedSeeds) -> list[Job]:
     """The jobs that are not done, in the order in which they should run: one seed after another, so that complete seeds
     are compared."""
     arms, jobs = list(arms), list[Job]()
-    for seed in seeds:
-        trainings = [job for arm in arms if not (job := TrainingJob(arm, seed)).is_done(study, design)]
+    for seed in sorted({seed for arm in arms for seed in planned[arm.name]}):
+        of_seed = [TrainingJob(arm, seed) for arm in arms if seed in planned[arm.name]]
+        trainings = [job for job in of_seed if not job.is_done(study, design)]
         jobs += [DataJob(seed), *trainings] if trainings else []
     return jobs
 

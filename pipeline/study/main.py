@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
-from lotlip_data.pipeline.study.design import ARMS, PILOT_SEEDS, SEEDS, Design, with_starts
+from lotlip_data.pipeline.study.design import ARMS, Design, PlannedSeeds, plan_seeds, with_starts
 from lotlip_data.pipeline.study.jobs import plan_jobs, result_url
 from lotlip_data.pipeline.study.power import write_power_page
 from lotlip_data.pipeline.study.report import write_page
-from lotlip_data.pipeline.study.results import DEVELOPMENT, FINAL, Results, read_folder, read_lines
+from lotlip_data.pipeline.study.results import Results, read_folder, read_lines
 from lotlip_data.pipeline.study.scheduler import RunSummary, run_jobs
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def run_study(
         out: Folder that gets study/index.md, its plots and study/results.jsonl; or, with `pilot`, study/power.md.
         minutes: Time limit; None for none. The next call continues.
         only: Names of arms to run; all if empty. The arms that they start from run too.
-        seeds: Number of seeds; None for SEEDS, or with `pilot` PILOT_SEEDS.
+        seeds: Number of seeds of every arm; None for those of `plan_seeds`.
         processes: Number of parallel trainings.
         pilot: Run development seeds, and write the power calculation instead of the page of results.
         imports: results.jsonl files, or with `pilot` pilots.jsonl files, whose trainings are not repeated.
@@ -47,7 +47,7 @@ def run_study(
         raise UserError(f"the study has no arm {', '.join(unknown)}; choose from {', '.join(ARMS)}")
     design, folder = design or Design(), cells.local_folder(folder)
     read_folder(folder)  # report damaged results before hours of training
-    planned = _planned_seeds(seeds, pilot)
+    planned = plan_seeds(pilot, seeds)
     for file in imports:
         _import_results(file, folder, design, planned)
     jobs = plan_jobs(folder, design, with_starts(only or ARMS), planned)
@@ -66,14 +66,10 @@ def rebuild_page(file: str, out: str, seeds: int | None, pilot: bool = False) ->
     Raises UserError if the file cannot be read, or if it has results but none of this study.
     """
     design = Design()
-    _write_page(_known_results(file, design, _planned_seeds(seeds, pilot)), design, out, pilot)
+    _write_page(_known_results(file, design, plan_seeds(pilot, seeds)), design, out, pilot)
 
 
-def _planned_seeds(seeds: int | None, pilot: bool) -> range:
-    return DEVELOPMENT[: seeds or PILOT_SEEDS] if pilot else FINAL[: seeds or SEEDS]
-
-
-def _known_results(file: str, design: Design, planned: range) -> Results:
+def _known_results(file: str, design: Design, planned: PlannedSeeds) -> Results:
     """The results of a file. Raises UserError if it cannot be read, or if it has results but none of this study."""
     contents = read_lines(file)
     results = Results(contents, design, planned)
@@ -81,7 +77,7 @@ def _known_results(file: str, design: Design, planned: range) -> Results:
     return results
 
 
-def _import_results(file: str, folder: str, design: Design, planned: range) -> None:
+def _import_results(file: str, folder: str, design: Design, planned: PlannedSeeds) -> None:
     for content in _known_results(file, design, planned).contents:
         cells.create(result_url(folder, f"{content['key']}-{content['seed']}"), content)
 

@@ -8,7 +8,7 @@ from lotlip_data.pipeline.study import markdown
 from lotlip_data.pipeline.study.cells import format_lines
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, TOPICS, Comparison, Topic
 from lotlip_data.pipeline.study.curves import PLATEAU_SHARE
-from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design, describe_seeds
 from lotlip_data.pipeline.study.markdown import NOT_RUN
 from lotlip_data.pipeline.study.paper_results import PRINTED
 from lotlip_data.pipeline.study.plots import METRIC_NAMES, plot_curves, plot_primary
@@ -60,7 +60,7 @@ def render_page(results: Results, design: Design) -> str:
         level=f"{LEVEL:.0%}",
         level_points=f"{LEVEL_POINTS:g}",
         power=f"{POWER:.0%}",
-        last_seed=results.planned[-1],
+        seeds=describe_seeds(results.planned),
         first_development_seed=FIRST_DEVELOPMENT_SEED,
         plateau_share=f"{PLATEAU_SHARE:.0%}",
         plateau_sentence=_plateau_sentence(results),
@@ -70,10 +70,9 @@ def render_page(results: Results, design: Design) -> str:
 
 
 def _progress(results: Results) -> str:
-    done, planned = len(results.contents), len(ARMS) * len(results.planned)
+    done, planned = len(results.contents), sum(map(len, results.planned.values()))
     has_all = "All trainings have run" if done == planned else "**Not all trainings have run**"
-    what = f"{len(ARMS)} arms × {len(results.planned)} seeds"
-    return f"{has_all}: {done} of {planned} ({what}), {results.hours:.1f} hours of one core."
+    return f"{has_all}: {done} of {planned} ({len(ARMS)} arms), {results.hours:.1f} hours of one core."
 
 
 def _sentences(results: Results) -> str:

@@ -13,7 +13,7 @@ after every seed errs more often than its level says.
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -24,14 +24,10 @@ from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
 from lotlip_data.pipeline.study.curves import Curve, last_fall
-from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
+from lotlip_data.pipeline.study.design import ARMS, Design, PlannedSeeds
 from lotlip_data.pipeline.study.statistics import LEVEL, Difference, holm, mean_difference
 from lotlip_data.pipeline.study.world import METRICS, Figures
 
-FINAL = range(FIRST_DEVELOPMENT_SEED)
-"""The seeds that pages of results show."""
-DEVELOPMENT = range(FIRST_DEVELOPMENT_SEED, 2 * FIRST_DEVELOPMENT_SEED)
-"""The seeds on which settings are chosen, and from which the power is calculated."""
 _REMEDY = "Remove it, and `lotlip-data study` repeats this training."
 
 
@@ -64,19 +60,21 @@ class Results:
     """The results of one design for the planned seeds.
 
     Attributes:
-        planned: The planned seeds. Results of other seeds are left out.
+        planned: The planned seeds of each arm. Results of other seeds are left out.
         contents: The results, in order of arms and seeds.
         excluded: Number of results of other designs.
         hours: Hours of computation on one core.
     """
 
-    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, planned: Sequence[int]) -> None:
+    def __init__(self, contents: Iterable[Mapping[str, Any]], design: Design, planned: PlannedSeeds) -> None:
         keys = {arm.key(design): name for name, arm in ARMS.items()}
         order, self.planned = list(ARMS), planned
-        candidates = [content for content in contents if content["seed"] in planned]
+        seeds = {seed for of_arm in planned.values() for seed in of_arm}
+        candidates = [content for content in contents if content["seed"] in seeds]
         known = [content for content in candidates if content["key"] in keys]
+        known = [content for content in known if content["seed"] in planned[keys[content["key"]]]]
         self.contents = sorted(known, key=lambda content: (order.index(keys[content["key"]]), content["seed"]))
-        self.excluded = len(candidates) - len(known)
+        self.excluded = sum(content["key"] not in keys for content in candidates)
         self.hours = sum(content["seconds"] or 0.0 for content in known) / 3600
         self._by_arm: dict[str, dict[int, Mapping[str, Any]]] = {}
         for content in self.contents:
@@ -111,7 +109,7 @@ class Results:
     def verdict(self, comparison: Comparison) -> Verdict:
         """The verdict on a primary comparison."""
         difference = self.difference(comparison)
-        if difference is None or difference.seeds < len(self.planned):
+        if difference is None or difference.seeds < min(len(self.planned[name]) for name in comparison.arms):
             return Verdict.UNFINISHED
         if self.adjusted[comparison] < LEVEL:
             return Verdict.HOLDS if difference.mean * comparison.sign > 0 else Verdict.REVERSED

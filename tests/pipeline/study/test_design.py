@@ -8,7 +8,15 @@ import pytest
 from lotlip_data.pipeline.study import design as design_module
 from lotlip_data.pipeline.study.comparisons import COMPARISONS, PRIMARY, TOPICS
 from lotlip_data.pipeline.study.data import BLOCKS
-from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, SEEDS, Design, with_starts
+from lotlip_data.pipeline.study.design import (
+    ARMS,
+    FIRST_DEVELOPMENT_SEED,
+    MORE_SEEDS,
+    SEEDS,
+    Design,
+    plan_seeds,
+    with_starts,
+)
 from lotlip_data.pipeline.study.paper_results import PRINTED
 from lotlip_data.synthetic.hard_scenes import WebNoise
 from lotlip_data.training.config import METHODS
@@ -53,6 +61,14 @@ def test_every_arm_has_the_design_s_settings_steps_and_seed() -> None:
         assert not any(Path(path or "/").is_absolute() for path in paths), "a study's folder can be moved"
 
 
+def test_an_arm_that_others_start_from_has_their_seeds() -> None:
+    planned = plan_seeds(pilot=False)
+    assert all(set(planned[name]) <= set(planned[arm.start]) for name, arm in ARMS.items() if arm.start)
+    assert {len(seeds) for seeds in planned.values()} == {SEEDS, MORE_SEEDS}
+    assert {len(seeds) for seeds in plan_seeds(False, 5).values()} == {5}
+    assert not {*planned["lotlip"]} & {*plan_seeds(pilot=True)["lotlip"]}
+
+
 def test_a_key_depends_on_everything_that_an_arm_computes_except_the_seed() -> None:
     assert len({arm.key(DESIGN) for arm in ARMS.values()}) == len(ARMS)
     changes = (
@@ -76,8 +92,8 @@ def test_a_key_depends_on_the_towers_weights(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_development_seeds_and_final_seeds_are_apart_and_share_no_scenes() -> None:
-    assert SEEDS <= FIRST_DEVELOPMENT_SEED
-    seeds = (0, 1, SEEDS - 1, FIRST_DEVELOPMENT_SEED, FIRST_DEVELOPMENT_SEED + 1)
+    assert SEEDS < MORE_SEEDS <= FIRST_DEVELOPMENT_SEED
+    seeds = (0, 1, MORE_SEEDS - 1, FIRST_DEVELOPMENT_SEED, FIRST_DEVELOPMENT_SEED + 1)
     training = [{scene.seed for scene in BLOCKS.training_scenes(seed, 100)} for seed in seeds]
     evaluation = [set(BLOCKS.evaluation_seeds(seed)) for seed in seeds]
     blocks = [*training, *evaluation]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.pipeline.study import cells
-from lotlip_data.pipeline.study.design import ARMS
+from lotlip_data.pipeline.study.design import ARMS, plan_seeds
 from lotlip_data.pipeline.study.jobs import DataJob, TrainingJob, plan_jobs, result_url
 from lotlip_data.pipeline.study.main import run_study
 from lotlip_data.pipeline.study.results import read_folder
@@ -21,7 +21,7 @@ ONLY = ("lit", "lotlip")
 
 
 def test_every_arm_has_the_same_seeds_and_what_it_needs_comes_first(tmp_path: Path) -> None:
-    jobs = plan_jobs(str(tmp_path), SMALL, ARMS.values(), range(3))
+    jobs = plan_jobs(str(tmp_path), SMALL, ARMS.values(), plan_seeds(False, 3))
     assert len(jobs) == len(set(jobs)) == 3 * (1 + len(ARMS))
     for position, job in enumerate(jobs):
         assert set(job.prerequisites()) <= set(jobs[:position])
@@ -55,7 +55,7 @@ def test_what_is_done_needs_neither_data_nor_models(tmp_path: Path) -> None:
                 cells.create(result_url(str(tmp_path), f"{result['key']}-{seed}"), result)
     needed = [DataJob(0), TrainingJob(ARMS["lit_long"], 0)]
     needed += [DataJob(1), TrainingJob(ARMS["lit"], 1), TrainingJob(ARMS["debias"], 1)]
-    assert plan_jobs(str(tmp_path), SMALL, ARMS.values(), range(3)) == needed
+    assert plan_jobs(str(tmp_path), SMALL, ARMS.values(), plan_seeds(False, 3)) == needed
 
 
 def _results(folder: Path) -> dict[str, dict]:

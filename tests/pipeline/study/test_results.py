@@ -8,11 +8,11 @@ import pytest
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
-from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design
+from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design, plan_seeds
 from lotlip_data.pipeline.study.main import rebuild_page, run_study
 from lotlip_data.pipeline.study.power import render_power_page
 from lotlip_data.pipeline.study.report import render_page, write_page
-from lotlip_data.pipeline.study.results import DEVELOPMENT, Results, Verdict, read_folder, read_lines
+from lotlip_data.pipeline.study.results import Results, Verdict, read_folder, read_lines
 from lotlip_data.pipeline.study.statistics import holm
 from tests.pipeline.study.results_fixture import DESIGN, FLAT, make_result, make_results
 from tests.support.paths import ROOT
@@ -25,7 +25,7 @@ def results_of(lead: tuple[float, ...]) -> Results:
     """LoTLIP is so many points above LiT + long texts, per seed; all other arms equal LiT + long texts."""
     values = dict.fromkeys(ARMS, BASE[: len(lead)])
     values["lotlip"] = tuple(base + gain for base, gain in zip(BASE, lead, strict=False))
-    return Results(make_results(values), DESIGN, range(len(lead)))
+    return Results(make_results(values), DESIGN, plan_seeds(False, len(lead)))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_there_is_no_verdict_before_all_planned_seeds_have_run() -> None:
     """The differences are shown, but a test that is read after every seed would err more often than its level says."""
     contents = results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0)).contents
     seven = [content for content in contents if (content["arm"], content["seed"]) != ("lotlip", 7)]
-    results = Results(seven, DESIGN, range(8))
+    results = Results(seven, DESIGN, plan_seeds(False, 8))
     assert results.verdict(LEAD) is Verdict.UNFINISHED and results.difference(LEAD) is not None
-    assert Results(contents, DESIGN, range(7)).verdict(LEAD) is Verdict.HOLDS, "seed 7 was not planned"
+    assert Results(contents, DESIGN, plan_seeds(False, 7)).verdict(LEAD) is Verdict.HOLDS, "seed 7 was not planned"
 
 
 def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not_hold() -> None:
@@ -61,7 +61,7 @@ def test_a_gain_that_is_significant_alone_but_not_among_all_comparisons_does_not
 def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
     """Otherwise a verdict could be lost by running more."""
     values = dict.fromkeys(LEAD.arms, BASE) | {"lotlip": [base + 3 + base / 50 for base in BASE]}
-    results = Results(make_results(values), DESIGN, range(len(BASE)))
+    results = Results(make_results(values), DESIGN, plan_seeds(False, len(BASE)))
     p_values = [difference.p if (difference := results.difference(each)) else 1.0 for each in PRIMARY]
     assert 1.0 in p_values and list(results.adjusted.values()) == holm(p_values)
 
@@ -69,7 +69,7 @@ def test_comparisons_that_have_not_run_count_in_the_correction() -> None:
 def test_differences_are_taken_per_seed_where_all_arms_have_run() -> None:
     """LoTLIP is 2 points better for each common seed. Seeds of one arm alone differ much and do not count."""
     contents = make_results({"lotlip": (52.0, 12.0, 32.0, 99.0), "lit": (50.0, 10.0, 30.0)})
-    results = Results([*contents, make_result("lit", 5, 1.0)], DESIGN, range(8))
+    results = Results([*contents, make_result("lit", 5, 1.0)], DESIGN, plan_seeds(False))
     comparison = Comparison("", "long", (("lotlip", 1.0), ("lit", -1.0)))
     assert results.differences(comparison) == [2.0, 2.0, 2.0]
     assert results.difference(Comparison("", "long", (("lotlip", 1.0), ("unmasked", -1.0)))) is None
@@ -81,7 +81,7 @@ def test_final_seeds_development_seeds_and_other_designs_do_not_mix() -> None:
         make_result("lit", 1, 1.0, Design(scenes=96)),
         make_result("lit", 0, 2.0),
     ]
-    final, pilots = Results(contents, DESIGN, range(8)), Results(contents, DESIGN, DEVELOPMENT)
+    final, pilots = (Results(contents, DESIGN, plan_seeds(pilot)) for pilot in (False, True))
     assert final.values("lit", "class") == {0: 2.0} and final.excluded == 1
     assert pilots.values("lit", "class") == {FIRST_DEVELOPMENT_SEED: 1.0} and pilots.excluded == 0
 
@@ -95,31 +95,31 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
     metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
     assert f"LoTLIP vs. LiT + long texts: holds on {metrics}" in head
     assert "LiT + long texts vs. LiT: is level on long texts (+0.0 [+0.0, +0.0])" in head
-    assert "All trainings have run: " in head and f"({len(ARMS)} arms × 8 seeds)" in head
+    assert "All trainings have run: " in head and f"({len(ARMS)} arms)" in head
     assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
 
 
 def test_the_page_shows_what_has_not_run() -> None:
-    page = render_page(Results(make_results({"lit": BASE[:3]}), DESIGN, range(8)), DESIGN)
+    page = render_page(Results(make_results({"lit": BASE[:3]}), DESIGN, plan_seeds(False, 8)), DESIGN)
     assert f"**Not all trainings have run**: 3 of {8 * len(ARMS)}" in page
     assert f"Of the {len(PRIMARY)} primary comparisons, {len(PRIMARY)} are unfinished." in page
-    assert "Nothing has run yet" in render_page(Results([], DESIGN, range(8)), DESIGN)
+    assert "Nothing has run yet" in render_page(Results([], DESIGN, plan_seeds(False)), DESIGN)
 
 
 def test_an_arm_that_still_learns_is_named() -> None:
     falling = FLAT | {"loss": [3.0, 2.9, 2.8, 2.6, 2.4, 2.2, 2.0, 1.7, 1.3, 0.8]}
     contents = make_results(dict.fromkeys(ARMS, BASE[:3]))
-    flat = render_page(Results(contents, DESIGN, range(3)), DESIGN)
+    flat = render_page(Results(contents, DESIGN, plan_seeds(False, 3)), DESIGN)
     assert "Every training of every arm meets the criterion." in flat
     contents[0]["curve"] = falling
-    page = render_page(Results(contents, DESIGN, range(3)), DESIGN)
+    page = render_page(Results(contents, DESIGN, plan_seeds(False, 3)), DESIGN)
     assert f"a state and not a plateau: {ARMS[contents[0]['arm']].label}." in page
 
 
 def test_equal_results_give_an_equal_page_and_equal_plots_byte_for_byte(tmp_path: Path) -> None:
     results = results_of((4.0, 5.0, 4.5, 5.5, 4.2, 5.1, 4.9, 5.0))
     write_page(results, DESIGN, str(tmp_path / "a"))
-    rebuild_page(str(tmp_path / "a/study/results.jsonl"), str(tmp_path / "b"), len(results.planned))
+    rebuild_page(str(tmp_path / "a/study/results.jsonl"), str(tmp_path / "b"), 8)
     files = [{path.name: path.read_bytes() for path in (tmp_path / each / "study").iterdir()} for each in "ab"]
     assert files[0] == files[1] and set(files[0]) == {"index.md", "results.jsonl", "primary.svg", "curves.svg"}
 
@@ -128,12 +128,12 @@ def test_the_power_page_is_calculated_from_development_seeds_alone() -> None:
     lead = (1.0, 3.0, 5.0, 7.0)
     values = {"lit_long": BASE[:4], "lotlip": [base + gain for base, gain in zip(BASE, lead, strict=False)]}
     contents = make_results(values, FIRST_DEVELOPMENT_SEED) + make_results(values)
-    page = render_power_page(Results(contents, DESIGN, DEVELOPMENT), DESIGN)
+    page = render_power_page(Results(contents, DESIGN, plan_seeds(True, 4)), DESIGN)
     assert "from 8 trainings of development seeds" in page
     assert "| LoTLIP vs. LiT + long texts | long texts | 4 | +4.0 | 2.6 | 4.5 |" in page
     assert "| LiT + long texts vs. LiT | long texts | – | – | – | – |" in page
     assert "takes 36 CPU seconds on average" in page
-    assert "No pilot has run yet." in render_power_page(Results([], DESIGN, DEVELOPMENT), DESIGN)
+    assert "No pilot has run yet." in render_power_page(Results([], DESIGN, plan_seeds(True)), DESIGN)
 
 
 @pytest.mark.parametrize(
