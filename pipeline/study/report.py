@@ -91,18 +91,22 @@ def _sentences(results: Results) -> str:
 
 
 def _statement(text: str, comparisons: Sequence[Comparison], results: Results) -> str:
-    """What the metrics of a comparison show: `A vs. B: holds on long texts (+3.1 [+1.0, +5.2])`."""
-    parts = []
-    for verdict in Verdict:
-        metrics = [
-            METRIC_NAMES[each.metric]
-            + (f" ({markdown.interval(found)})" if (found := results.difference(each)) else "")
-            for each in comparisons
-            if results.verdict(each) is verdict
-        ]
-        if metrics:
-            parts.append(f"{verdict} on {_listed(metrics)}")
-    return f"{text}: {', '.join(parts)}"
+    """What the metrics of a comparison show: `A vs. B: better on long texts (+3.1 [+1.0, +5.2]), unfinished on …`."""
+    found: dict[str, list[str]] = {}
+    for comparison in comparisons:
+        verdict, difference = results.verdict(comparison), results.difference(comparison)
+        shown = "" if verdict is Verdict.UNFINISHED else f" ({markdown.interval(difference)})"
+        found.setdefault(_outcome(verdict, comparison), []).append(METRIC_NAMES[comparison.metric] + shown)
+    return f"{text}: " + ", ".join(f"{outcome} on {_listed(metrics)}" for outcome, metrics in found.items())
+
+
+def _outcome(verdict: Verdict, comparison: Comparison) -> str:
+    """A verdict as an adjective of what is compared."""
+    if verdict is Verdict.HOLDS:
+        return "better" if comparison.sign > 0 else "worse"
+    if verdict is Verdict.REVERSED:
+        return "unexpectedly worse" if comparison.sign > 0 else "unexpectedly better"
+    return verdict.removeprefix("is ")
 
 
 def _plural(verdict: Verdict, number: int) -> str:

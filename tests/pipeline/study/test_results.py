@@ -93,10 +93,18 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
     assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) <= 5
     gain = "+4.8 [+4.4, +5.2]"
     metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
-    assert f"LoTLIP vs. LiT + long texts: holds on {metrics}" in head
-    assert "LiT + long texts vs. LiT: is level on long texts (+0.0 [+0.0, +0.0])" in head
+    assert f"LoTLIP vs. LiT + long texts: better on {metrics}" in head
+    assert "LiT + long texts vs. LiT: level on long texts (+0.0 [+0.0, +0.0])" in head
     assert "All trainings have run: " in head and f"({len(ARMS)} arms)" in head
     assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
+
+
+def test_a_sentence_says_where_a_comparison_goes_the_other_way_and_where_seeds_are_missing() -> None:
+    contents = results_of((-4.0, -5.0, -4.5, -5.5, -4.2, -5.1, -4.9, -5.0)).contents
+    page = render_page(Results(contents, DESIGN, plan_seeds(False, 8)), DESIGN)
+    assert "LoTLIP vs. LiT + long texts: unexpectedly worse on long texts (-4.8 [-5.2, -4.4])" in page
+    page = render_page(Results(contents, DESIGN, plan_seeds(False, 9)), DESIGN)
+    assert "LoTLIP vs. LiT + long texts: unfinished on long texts, short texts and classes;" in page
 
 
 def test_the_page_shows_what_has_not_run() -> None:
