@@ -48,8 +48,8 @@ def _for(what: str, error: hub.ModelUnavailable) -> UserError:
     return UserError(f"{error.problem}, for {what}; {error.remedy}")
 
 
-def make_target(target: str, sources: dict[str, Path]) -> Path:
-    """Create the folder for the result, if it is missing.
+def check_target(target: str, sources: dict[str, Path]) -> Path:
+    """The folder for the result, which may be missing.
 
     Args:
         target: The folder.
@@ -68,6 +68,12 @@ def make_target(target: str, sources: dict[str, Path]) -> Path:
             raise UserError(f"{out}: is the folder of {name}, which stays as it is; give another for the result")
     if out.is_dir() and not (out / RECORD).exists() and any(file.suffix != ".part" for file in out.iterdir()):
         raise UserError(f"{out}: holds other files; give a new or empty folder")
+    return out
+
+
+def make_target(target: str, sources: dict[str, Path]) -> Path:
+    """Create the folder for the result, if it is missing. Arguments and errors as of `check_target`."""
+    out = check_target(target, sources)
     out.mkdir(parents=True, exist_ok=True)
     return out
 

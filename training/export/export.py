@@ -70,10 +70,12 @@ def export_model(source: str, target: str, form: str, hub_id: str | None = None)
         raise UserError(f"--hub-id: is for --format open_clip; a folder of {form} works wherever it lies")
     if hub_id and not _HUB_ID.fullmatch(hub_id):
         raise UserError(f"--hub-id {hub_id}: is no id of a repository; give ORG/NAME, such as my-org/lotlip-b16")
+    sources = {"the model": Path(source).expanduser()}
+    conversion.check_target(target, sources)  # before the model is loaded, which takes seconds
     embedder = load_embedder(source, "cpu")
     if not isinstance(embedder, LoTLIPModel):
         raise UserError(f"{source}: is not a model folder of this project; give the `model` folder of a training")
-    out = conversion.make_target(target, {"the model": Path(source).expanduser()})
+    out = conversion.make_target(target, sources)
     record = {"source": source, "identity": embedder.identity, "format": form, "hub_id": hub_id}
     with conversion.exclusive_lock(out), conversion.explain_full_disk(out):
         return _export(embedder, FORMATS[form], out, record)

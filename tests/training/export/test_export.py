@@ -313,12 +313,13 @@ def test_an_export_is_done_once_and_never_over_another(model, tmp_path):
         export_model(str(model), str(model), "onnx")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
-    with pytest.raises(UserError, match="holds other files"):
-        export_model(str(model), str(tmp_path / "photos"), "onnx")
+    with pytest.raises(UserError, match="holds other files"):  # before the model is loaded
+        export_model("org/model-that-is-not-here", str(tmp_path / "photos"), "onnx")
     with pytest.raises(UserError, match="is not one of open_clip, transformers, onnx"):
         export_model(str(model), str(tmp_path / "new"), "tensorflow")
     with pytest.raises(UserError, match="not a model folder of this project"):
         export_model(f"clip:{write_clip(tmp_path / 'clip')}", str(tmp_path / "new"), "onnx")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("form", ["open_clip", "transformers", SLOW_ONNX])
