@@ -59,7 +59,7 @@ def _measure(name: str, method: Method, layers: int, samples: int, pairs: int, d
     towers, pixels = _make_towers(layers, method.positions), torch.randn(samples, 3, PIXELS, PIXELS)
     ids, padding = _draw_texts(method, samples)
     forms: dict[str, Callable[[], Tensor]] = {
-        "plain": lambda: _features(towers, _pad(ids, padding, method.positions)),
+        "plain": lambda: towers.text(_pad(ids, padding, method.positions)),
         "ours": lambda: embed_packed(towers.text, pack_texts(towers.text, ids, padding)).features,
     }
     seconds: dict[str, list[float]] = {form: [] for form in forms}
@@ -131,8 +131,3 @@ def _pad(ids: list[list[int]], padding: list[int], positions: int) -> Tensor:
     before = [*padding, *[0] * (len(ids) - len(padding))]
     rows = [[row[0], *[PADDING] * moved, *row[1:]] for row, moved in zip(ids, before, strict=True)]
     return torch.tensor([[*row, *[PADDING] * (positions - len(row))] for row in rows])
-
-
-def _features(towers: TwoTowers, padded: Tensor) -> Tensor:
-    features: Tensor = towers.text(padded)
-    return features

@@ -47,7 +47,7 @@ class TrainingJob:
 
     def name(self, design: Design) -> str:
         """KEY-SEED."""
-        return f"{self.arm.key(design)}-{self.seed}"
+        return job_name(self.arm.key(design), self.seed)
 
     def is_done(self, study: str, design: Design) -> bool:
         """Whether the result exists and, while a job that starts from the model is not done, the model too."""
@@ -99,6 +99,11 @@ class TrainingJob:
 
 
 Job = DataJob | TrainingJob
+
+
+def job_name(key: str, seed: int) -> str:
+    """KEY-SEED, which names the result, the model and the unfinished training."""
+    return f"{key}-{seed}"
 
 
 def result_url(study: str, name: str) -> str:

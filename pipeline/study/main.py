@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
 from lotlip_data.pipeline.study.design import ARMS, Design, PlannedSeeds, plan_seeds, with_starts
-from lotlip_data.pipeline.study.jobs import plan_jobs, result_url
+from lotlip_data.pipeline.study.jobs import job_name, plan_jobs, result_url
 from lotlip_data.pipeline.study.power import write_power_page
 from lotlip_data.pipeline.study.report import write_page
 from lotlip_data.pipeline.study.results import Results, read_folder, read_lines
@@ -79,7 +79,7 @@ def _known_results(file: str, design: Design, planned: PlannedSeeds) -> Results:
 
 def _import_results(file: str, folder: str, design: Design, planned: PlannedSeeds) -> None:
     for content in _known_results(file, design, planned).contents:
-        cells.create(result_url(folder, f"{content['key']}-{content['seed']}"), content)
+        cells.create(result_url(folder, job_name(content["key"], content["seed"])), content)
 
 
 def _write_page(results: Results, design: Design, out: str, pilot: bool) -> None:
