@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lotlip_data.manifests.errors import UserError
 from lotlip_data.pipeline.study import cells
-from lotlip_data.pipeline.study.design import ARMS, Design, PlannedSeeds, plan_seeds, with_starts
+from lotlip_data.pipeline.study.design import ARMS, Design, plan_seeds, with_starts
 from lotlip_data.pipeline.study.jobs import job_name, plan_jobs, result_url
 from lotlip_data.pipeline.study.power import write_power_page
 from lotlip_data.pipeline.study.report import write_page
@@ -49,7 +49,7 @@ def run_study(
     read_folder(folder)  # report damaged results before hours of training
     planned = plan_seeds(pilot, seeds)
     for file in imports:
-        _import_results(file, folder, design, planned)
+        _import_results(file, folder, design, seeds, pilot)
     jobs = plan_jobs(folder, design, with_starts(only or ARMS), planned)
     try:
         summary = run_jobs(folder, design, jobs, processes, None if minutes is None else 60 * minutes)
@@ -66,19 +66,22 @@ def rebuild_page(file: str, out: str, seeds: int | None, pilot: bool = False) ->
     Raises UserError if the file cannot be read, or if it has results but none of this study.
     """
     design = Design()
-    _write_page(_known_results(file, design, plan_seeds(pilot, seeds)), design, out, pilot)
+    _write_page(_known_results(file, design, seeds, pilot), design, out, pilot)
 
 
-def _known_results(file: str, design: Design, planned: PlannedSeeds) -> Results:
+def _known_results(file: str, design: Design, seeds: int | None, pilot: bool) -> Results:
     """The results of a file. Raises UserError if it cannot be read, or if it has results but none of this study."""
     contents = read_lines(file)
-    results = Results(contents, design, planned)
+    results = Results(contents, design, plan_seeds(pilot, seeds))
+    if not results.contents and Results(contents, design, plan_seeds(not pilot, None)).contents:
+        remedy = "leave out --pilot" if pilot else "add --pilot"
+        raise UserError(f"{file}: its results are those of {'final' if pilot else 'development'} seeds; {remedy}")
     cells.require_known(file, contents, results.contents)
     return results
 
 
-def _import_results(file: str, folder: str, design: Design, planned: PlannedSeeds) -> None:
-    for content in _known_results(file, design, planned).contents:
+def _import_results(file: str, folder: str, design: Design, seeds: int | None, pilot: bool) -> None:
+    for content in _known_results(file, design, seeds, pilot).contents:
         cells.create(result_url(folder, job_name(content["key"], content["seed"])), content)
 
 

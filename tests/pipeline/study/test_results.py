@@ -180,6 +180,18 @@ def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pyt
     assert caplog.messages[0] == "study: 1 results with other settings, data or evaluation are excluded"
 
 
+@pytest.mark.parametrize(("seed", "pilot", "remedy"), [(1000, False, "add --pilot"), (0, True, "leave out --pilot")])
+def test_results_of_the_other_seeds_are_an_error_that_names_the_option(
+    seed: int, pilot: bool, remedy: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "results.jsonl"
+    file.write_bytes(cells.format_lines([make_result("lit", seed, 1.0)]))
+    kind = "final" if pilot else "development"
+    with pytest.raises(UserError, match=f"results.jsonl: its results are those of {kind} seeds; {remedy}$"):
+        rebuild_page(str(file), str(tmp_path), None, pilot)
+    assert not (tmp_path / "study").exists()
+
+
 def test_imported_results_are_not_repeated(tmp_path: Path) -> None:
     """They come from several machines. A result that the folder has is kept; one of another study is left out."""
     own, new = make_result("lit", 0, 1.0), make_result("lotlip", 1, 3.0)
@@ -191,9 +203,7 @@ def test_imported_results_are_not_repeated(tmp_path: Path) -> None:
     summary = run_study(str(folder), str(tmp_path), 0, ["lit_long"], 3, 1, imports=[str(file) for file in files])
     kept = {(each["arm"], each["seed"]): each["steps"] for each in read_folder(str(folder))}
     assert kept == {("lit", 0): 100, ("lit", 1): 100, ("lotlip", 1): 100} and summary.done == 0
-    with pytest.raises(
-        UserError, match="all of its 2 results belong to other seeds or to a study with other settings, "
-    ):
+    with pytest.raises(UserError, match=r"a.jsonl: its results are those of final seeds; leave out --pilot$"):
         run_study(str(folder), str(tmp_path), 0, [], None, 1, pilot=True, imports=[str(files[0])])
 
 
