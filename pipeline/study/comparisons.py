@@ -42,8 +42,8 @@ class Topic:
     subject: str
     """Subject of the sentence about it at the head of the page. Topics of one subject share a sentence."""
     source: str
-    """Where it is from."""
-    finding: str
+    """Where the claim is from."""
+    claim: str
     """What the source finds."""
     arms: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
@@ -146,7 +146,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(
         "From a CLIP",
         "From a CLIP",
-        "Long-CLIP (arXiv 2403.15378) and DeBias-CLIP (arXiv 2602.22419)",
+        "Long-CLIP, arXiv 2403.15378, and DeBias-CLIP, arXiv 2602.22419",
         "Fine-tuned on long texts, a CLIP gains on long texts. It gains more if its short texts leave out the first "
         "sentence.",
         ("lit", "clip_long", "longclip", "debias"),

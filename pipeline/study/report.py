@@ -161,7 +161,7 @@ def _plateau_table(results: Results) -> str:
 def _section(topic: Topic, results: Results) -> str:
     parts = [
         f"## {topic.name}",
-        f"**{topic.source}:** {topic.finding}",
+        f"**The claim** ({topic.source}): {topic.claim}",
         topic.note,
         _result_table(topic, results),
         _comparison_table(topic, results),
