@@ -1,9 +1,9 @@
 """Crowded scenes of 3 to 6 objects, where details matter: the scenes of the reproduction study.
 
 They are drawn and described like all scenes. This module adds near twins, which differ in one attribute of one object;
-captioners' errors; raw texts with the noise of the web; and two writers. No model is trained on the texts of `person`:
-it describes the objects in another order and in other words, as texts by people differ from those of captioners.
-`detailed` writes 12 to 20 sentences.
+captioners' errors; raw texts with the noise of the web; and two writers. `person` describes the objects in another
+order and in other words, as texts by people differ from those of captioners: no training of image and text sees its
+texts, but the BERT of crowded scenes has learned to fill gaps in them. `detailed` writes 12 to 20 sentences.
 """
 
 from __future__ import annotations

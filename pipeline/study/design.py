@@ -14,6 +14,7 @@ from typing import Any
 from lotlip_data.manifests.checkpoints.resolve import resolve
 from lotlip_data.manifests.digests import digest_of_file
 from lotlip_data.pipeline.study import cells
+from lotlip_data.pipeline.study.markdown import listed
 from lotlip_data.synthetic.caption_writers import WRITERS
 from lotlip_data.synthetic.hard_scenes import WEB_NOISE, WebNoise
 from lotlip_data.training.config import METHODS, TrainConfig, make_config
@@ -23,7 +24,8 @@ VERSION = 2
 SEEDS = 8
 """Number of final seeds, from 0, chosen with the power calculation before any of them ran."""
 MORE_SEEDS = 12
-"""Number of final seeds of the arms whose comparisons vary most, chosen at the same time."""
+"""Number of final seeds of the arms of the comparisons on long texts whose expected effects are the smallest, chosen at
+the same time."""
 PILOT_SEEDS = 3
 """Number of development seeds of the power calculation."""
 FIRST_DEVELOPMENT_SEED = 1000
@@ -151,12 +153,12 @@ ARMS: dict[str, Arm] = {
         _arm("lit_long", "LiT + long texts", "lit_long", has_more_seeds=True),
         _arm("lit_longclip", "LiT + Long-CLIP", "lit_longclip", has_more_seeds=True, components=COMPONENTS),
         _arm("register", "register tokens", "register", has_more_seeds=True),
-        _arm("lotlip", "LoTLIP, m = 2", "lotlip", has_more_seeds=True),
-        _arm("lotlip_m1", "LoTLIP, m = 1", "lotlip", corner_tokens=1),
-        _arm("lotlip_m4", "LoTLIP, m = 4", "lotlip", corner_tokens=4),
-        _arm("unmasked", "LoTLIP, no mask", "lotlip", has_more_seeds=True, corner_mask=False),
-        *(_arm(f"only_{name}", f"LoTLIP, {name} only", "lotlip", captioners=(name,)) for name in WRITERS),
-        _arm("lit_long_s1", "LiT + long texts, S = 1", "lit_long", sub_captions=1),
+        _arm("lotlip", "LoTLIP", "lotlip", has_more_seeds=True),
+        _arm("lotlip_m1", "LoTLIP with m = 1", "lotlip", corner_tokens=1),
+        _arm("lotlip_m4", "LoTLIP with m = 4", "lotlip", corner_tokens=4),
+        _arm("unmasked", "LoTLIP without mask", "lotlip", has_more_seeds=True, corner_mask=False),
+        *(_arm(f"only_{name}", f"LoTLIP with {name}", "lotlip", captioners=(name,)) for name in WRITERS),
+        _arm("lit_long_s1", "LiT + long texts with S = 1", "lit_long", sub_captions=1),
         _arm("clip_long", "CLIP + long texts", "lit_long", start="lit", sub_captions="all"),
         _arm("longclip", "Long-CLIP", "longclip", start="lit", **_LOCKED),
         _arm("debias", "DeBias-CLIP", "debias", start="lit", **_LOCKED),
@@ -182,10 +184,13 @@ def plan_seeds(pilot: bool, seeds: int | None = None) -> PlannedSeeds:
 
 
 def describe_seeds(planned: PlannedSeeds) -> str:
-    """How many seeds the arms have: `8 seeds of every arm, and 12 of LoTLIP, m = 2; LoTLIP, no mask`."""
+    """How many seeds the arms have: `12 seeds of LiT and LoTLIP, and 8 of the 13 other arms`."""
     fewest, most = min(map(len, planned.values())), max(map(len, planned.values()))
+    if fewest == most:
+        return f"{most} seeds of all {len(planned)} arms"
     favoured = [ARMS[name].label for name, seeds in planned.items() if len(seeds) > fewest]
-    return f"{fewest} seeds of every arm" + (f", and {most} of {'; '.join(favoured)}" if favoured else "")
+    others = len(planned) - len(favoured)
+    return f"{most} seeds of {listed(favoured)}, and {fewest} of the {others} other arms"
 
 
 def with_starts(names: Iterable[str]) -> list[Arm]:

@@ -26,6 +26,11 @@ def table(rows: Sequence[Sequence[str]], text_columns: int = 0) -> str:
     return "\n".join([head, f"| {' | '.join(rule)} |", *lines])
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names as part of a sentence: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def spread(values: Collection[float], digits: int = 1) -> str:
     """Mean ± standard deviation."""
     if not values:

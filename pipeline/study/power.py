@@ -19,7 +19,7 @@ EFFECTS = (2.0, 3.0, 5.0)
 SLOWER = 1.25
 """The time that a slower machine takes, for which the study should still be short."""
 CONFIDENCE = 0.8
-"""Confidence of the upper bound of a standard deviation, from which the power is calculated."""
+"""Confidence of the one-sided upper bound of a standard deviation, from which the power is calculated."""
 
 
 def write_power_page(results: Results, design: Design, out: str) -> str:

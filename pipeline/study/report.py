@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from lotlip_data.manifests import storage
 from lotlip_data.pipeline.study import markdown
 from lotlip_data.pipeline.study.cells import format_lines
-from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, TOPICS, Comparison, Topic
+from lotlip_data.pipeline.study.comparisons import COMPARISONS, LEVEL_POINTS, PRIMARY, TOPICS, Comparison, Topic
 from lotlip_data.pipeline.study.curves import PLATEAU_SHARE
 from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design, describe_seeds
 from lotlip_data.pipeline.study.markdown import NOT_RUN
@@ -56,6 +56,9 @@ def render_page(results: Results, design: Design) -> str:
         progress=_progress(results),
         sentences=_sentences(results),
         primaries=len(PRIMARY),
+        secondaries=len(COMPARISONS) - len(PRIMARY),
+        false_alarms=round(LEVEL * (len(COMPARISONS) - len(PRIMARY))),
+        strict_confidence=f"{1 - LEVEL / len(PRIMARY):.1%}",
         primary_table=_primary_table(results),
         level=f"{LEVEL:.0%}",
         level_points=f"{LEVEL_POINTS:g}",
@@ -71,65 +74,76 @@ def render_page(results: Results, design: Design) -> str:
 
 def _progress(results: Results) -> str:
     done, planned = len(results.contents), sum(map(len, results.planned.values()))
-    has_all = "All trainings have run" if done == planned else "**Not all trainings have run**"
-    return f"{has_all}: {done} of {planned} ({len(ARMS)} arms), {results.hours:.1f} hours of one core."
+    counts = f"{done} of {planned} ({len(ARMS)} arms), {results.hours:.1f} hours of one core."
+    if results.is_finished:
+        return f"All trainings have run: {counts}"
+    return f"**Not all trainings have run**: {counts} The figures below are interim ones, which will change."
 
 
 def _sentences(results: Results) -> str:
-    """One sentence that counts the verdicts, and one per subject of the topics, as a list."""
-    verdicts = Counter(results.verdict(comparison) for comparison in PRIMARY)
-    counts = [f"{verdicts[verdict]} {_plural(verdict, verdicts[verdict])}" for verdict in Verdict if verdicts[verdict]]
-    sentences = [f"**In all.** Of the {len(PRIMARY)} primary comparisons, {_listed(counts)}."]
-    for subject in dict.fromkeys(topic.subject for topic in TOPICS):
-        by_text: dict[str, list[Comparison]] = {}
-        for comparison in (each for topic in TOPICS if topic.subject == subject for each in topic.comparisons):
-            if comparison.primary:
-                by_text.setdefault(comparison.text, []).append(comparison)
-        statements = [_statement(text, comparisons, results) for text, comparisons in by_text.items()]
-        sentences.append(f"**{subject}.** {'; '.join(statements)}.")
+    """One sentence that counts the verdicts, and one per question of the topics, as a list."""
+    sentences = [f"**In all.** {_counts(PRIMARY, results, 'primary comparison')}."]
+    for question in dict.fromkeys(topic.question for topic in TOPICS):
+        topics = [topic for topic in TOPICS if topic.question == question]
+        primary = [each for topic in topics for each in topic.comparisons if each.primary]
+        counts, statements = _counts(primary, results, "comparison"), _statements(primary, results)
+        sentences.append(f"**{question}** {counts}{': ' if statements else ''}{'; '.join(statements)}.")
     return "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(sentences, 1))
 
 
-def _statement(text: str, comparisons: Sequence[Comparison], results: Results) -> str:
-    """What the metrics of a comparison show: `A vs. B: better on long texts (+3.1 [+1.0, +5.2]), unfinished on …`."""
+def _counts(comparisons: Sequence[Comparison], results: Results, name: str) -> str:
+    """How many comparisons have which verdict: `Of 7 comparisons, 2 hold and 5 are undecided`."""
+    verdicts = Counter(results.verdict(comparison) for comparison in comparisons)
+    number = len(comparisons)
+    if len(verdicts) == 1:
+        (verdict,) = verdicts
+        return f"All {number} {name}s {_plural(verdict)}" if number > 1 else f"The {name} {verdict}"
+    counts = [
+        f"{verdicts[verdict]} {_plural(verdict) if verdicts[verdict] > 1 else verdict}"
+        for verdict in Verdict
+        if verdicts[verdict]
+    ]
+    return f"Of {number} {name}s, {markdown.listed(counts)}"
+
+
+def _plural(verdict: Verdict) -> str:
+    return "hold" if verdict is Verdict.HOLDS else verdict.replace("is ", "are ")
+
+
+def _statements(comparisons: Sequence[Comparison], results: Results) -> list[str]:
+    """What comparisons show, one statement per pair and outcome. None for unfinished ones."""
     found: dict[str, list[str]] = {}
     for comparison in comparisons:
         verdict, difference = results.verdict(comparison), results.difference(comparison)
-        shown = "" if verdict is Verdict.UNFINISHED else f" ({markdown.interval(difference)})"
-        found.setdefault(_outcome(verdict, comparison), []).append(METRIC_NAMES[comparison.metric] + shown)
-    return f"{text}: " + ", ".join(f"{outcome} on {_listed(metrics)}" for outcome, metrics in found.items())
+        if verdict is not Verdict.UNFINISHED and difference is not None:
+            statement, figures = _statement(comparison, verdict, difference)
+            found.setdefault(statement, []).append(f"{METRIC_NAMES[comparison.metric]} ({figures})")
+    return [f"{statement} on {markdown.listed(metrics)}" for statement, metrics in found.items()]
 
 
-def _outcome(verdict: Verdict, comparison: Comparison) -> str:
-    """A verdict as an adjective of what is compared."""
-    if verdict is Verdict.HOLDS:
-        return "better" if comparison.sign > 0 else "worse"
-    if verdict is Verdict.REVERSED:
-        return "unexpectedly worse" if comparison.sign > 0 else "unexpectedly better"
-    return verdict.removeprefix("is ")
-
-
-def _plural(verdict: Verdict, number: int) -> str:
-    plurals = {"holds": "hold"}
-    return plurals.get(verdict, verdict.replace("is ", "are ")) if number > 1 else str(verdict)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _statement(comparison: Comparison, verdict: Verdict, difference: Difference) -> tuple[str, str]:
+    """A verdict as words about both sides, and the figures that belong to it."""
+    left, right, bounds = comparison.left, comparison.right, f"{difference.low:+.1f} to {difference.high:+.1f}"
+    if verdict is Verdict.LEVEL:
+        return f"{left} is within {LEVEL_POINTS:g} points of {right}", bounds
+    if verdict is Verdict.UNDECIDED:
+        return f"{left} and {right} cannot be told apart", bounds
+    adjective = "better" if difference.mean > 0 else "worse"
+    return f"{left} is {adjective} than {right}", f"{difference.mean:+.1f} points"
 
 
 def _primary_table(results: Results) -> str:
-    rows = [["comparison", "metric", "verdict", "here, 95% interval", "p (Holm)", "seeds that agree", "found from"]]
+    rows = [["comparison", "metric", "verdict", "here, 95% interval", "p (Holm)", "seeds that agree", "detectable"]]
     for comparison in PRIMARY:
         difference, differences = results.difference(comparison), results.differences(comparison)
         cells = [comparison.text, METRIC_NAMES[comparison.metric], str(results.verdict(comparison))]
-        if difference:
+        cells.append(markdown.interval(difference))
+        if difference and results.is_finished:
             agree = sum(value * comparison.sign > 0 for value in differences)
             smallest = smallest_effect(difference.deviation, difference.seeds, LEVEL / len(PRIMARY))
-            cells += [markdown.interval(difference), _p_value(results.adjusted[comparison])]
-            cells += [f"{agree} of {len(differences)}", f"{smallest:.1f}"]
+            cells += [_p_value(results.adjusted[comparison]), f"{agree} of {len(differences)}", f"{smallest:.1f}"]
         else:
-            cells += [NOT_RUN] * 4
+            cells += [NOT_RUN] * 3
         rows.append(cells)
     return markdown.table(rows, text_columns=3)
 
@@ -139,12 +153,12 @@ def _p_value(value: float) -> str:
 
 
 def _plateau_sentence(results: Results) -> str:
-    steep = [arm.label for arm in ARMS.values() if any(fall >= PLATEAU_SHARE for fall in results.last_falls(arm.name))]
-    if not any(results.curves(name) for name in ARMS):
+    falls = {arm.label: results.last_falls(arm.name) for arm in ARMS.values()}
+    steep = {label: sum(fall >= PLATEAU_SHARE for fall in of_arm) for label, of_arm in falls.items()}
+    missed = [f"{label} ({count} of {len(falls[label])} trainings)" for label, count in steep.items() if count]
+    if not any(falls.values()):
         return "Nothing has run yet."
-    if not steep:
-        return "Every training of every arm meets the criterion."
-    return f"These arms have trainings that do not meet it, so they show a state and not a plateau: {_listed(steep)}."
+    return f"These arms miss it: {'; '.join(missed)}." if missed else "All trainings of all arms meet it."
 
 
 def _plateau_table(results: Results) -> str:
@@ -184,22 +198,30 @@ def _result_table(topic: Topic, results: Results) -> str:
 
 def _comparison_table(topic: Topic, results: Results) -> str:
     """All comparisons of a topic, with the paper's direction. Primary ones are in bold."""
-    rows = [["comparison", "metric", "expected", "here, 95% interval", "direction"]]
+    rows = [["comparison", "metric", "expected", "seeds", "here, 95% interval", "result"]]
     for comparison in topic.comparisons:
         difference = results.difference(comparison)
-        expected = "higher" if comparison.sign > 0 else "lower"
-        if comparison.printed is not None:
-            expected += f" ({comparison.printed:+.1f})"
         text = f"**{comparison.text}**" if comparison.primary else comparison.text
-        cells = [text, METRIC_NAMES[comparison.metric], expected, markdown.interval(difference)]
-        rows.append([*cells, _direction(comparison, difference)])
-    return markdown.table(rows, text_columns=5)
+        seeds = str(len(results.differences(comparison)) or NOT_RUN)
+        cells = [text, METRIC_NAMES[comparison.metric], _expected(comparison), seeds, markdown.interval(difference)]
+        rows.append([*cells, _result(comparison, results)])
+    return markdown.table(rows, text_columns=6)
 
 
-def _direction(comparison: Comparison, difference: Difference | None) -> str:
-    """Whether the direction is the expected one, without a correction for the number of comparisons."""
-    if difference is None:
+def _expected(comparison: Comparison) -> str:
+    """The direction that a source states, with the paper's difference."""
+    direction = {1: "higher", 0: NOT_RUN if comparison.printed is None else "equal", -1: "lower"}[comparison.sign]
+    return direction if comparison.printed is None else f"{direction} ({comparison.printed:+.1f})"
+
+
+def _result(comparison: Comparison, results: Results) -> str:
+    """The verdict on a primary comparison; of a secondary one, what its interval says without any correction."""
+    if comparison.primary:
+        return str(results.verdict(comparison))
+    difference = results.difference(comparison)
+    if difference is None or not results.is_finished:
         return NOT_RUN
     if difference.low <= 0 <= difference.high:
-        return "not told"
-    return "as expected" if difference.mean * comparison.sign > 0 else "the other way"
+        return "includes 0"
+    directions = {1: ", as expected", 0: "", -1: ", opposite"}
+    return f"excludes 0{directions[comparison.sign * (1 if difference.mean > 0 else -1)]}"

@@ -8,8 +8,8 @@ A primary comparison
     is level      otherwise, if the whole 95% interval is within LEVEL_POINTS of zero
     is undecided  otherwise
 
-There is no verdict before all planned seeds have run: the seeds were fixed in advance, and a test that is read again
-after every seed errs more often than its level says.
+There is no verdict before all planned trainings have run, those of other comparisons included: their number was fixed
+in advance, and a test that is read again after every seed errs more often than its level says.
 """
 
 import functools
@@ -100,16 +100,21 @@ class Results:
         """The mean difference; None for fewer than three seeds."""
         return mean_difference(self.differences(comparison))
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether all planned trainings have run."""
+        return len(self.contents) == sum(map(len, self.planned.values()))
+
     @functools.cached_property
     def adjusted(self) -> dict[Comparison, float]:
-        """Holm's p-value of each primary comparison. One that has not run counts as p = 1."""
+        """Holm's p-value of each primary comparison. One of fewer than three seeds counts as p = 1."""
         found = [self.difference(comparison) for comparison in PRIMARY]
         return dict(zip(PRIMARY, holm([each.p if each else 1.0 for each in found]), strict=True))
 
     def verdict(self, comparison: Comparison) -> Verdict:
         """The verdict on a primary comparison."""
         difference = self.difference(comparison)
-        if difference is None or difference.seeds < min(len(self.planned[name]) for name in comparison.arms):
+        if difference is None or not self.is_finished:
             return Verdict.UNFINISHED
         if self.adjusted[comparison] < LEVEL:
             return Verdict.HOLDS if difference.mean * comparison.sign > 0 else Verdict.REVERSED

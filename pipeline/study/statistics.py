@@ -100,7 +100,7 @@ def needed_seeds(effect: float, deviation: float, level: float = LEVEL, most: in
 
 
 def largest_deviation(deviation: float, seeds: int, confidence: float = 0.8) -> float:
-    """The upper confidence bound of a standard deviation that was estimated from so many differences."""
+    """The one-sided upper confidence bound of a standard deviation that was estimated from so many differences."""
     from scipy import stats
 
     return deviation * math.sqrt((seeds - 1) / float(stats.chi2.ppf(1 - confidence, seeds - 1)))
