@@ -69,7 +69,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     # train_cc3m_slurm.sh of FLAIR's code: 8 GPUs with 128 samples each.
     "multi_positive": {"epochs": 32, "batch": 1024, "weight_decay": 0.5, "eps": 1e-8},
 }
-"""The model that a method was published to start from, and its optimization. A preset overrides them."""
+"""The model that a method was published to start from, and its optimization. A preset overrides both. With other towers
+in place of the model, its optimization does not apply either: fine-tuning has much smaller rates."""
 
 CHANGEABLE_ON_RESUME = (
     "accumulate",
@@ -134,7 +135,6 @@ class ConfigError(UserError):
 
 
 _TOWERS = ("image_tower", "text_tower")
-_START = ("start_from", "stretch", "context_length")
 _COMPONENTS = TrainingSettings.model_fields["components"].default
 _OWN_TOWERS = tuple(TrainingSettings.model_fields[name].default for name in _TOWERS)
 
@@ -302,7 +302,8 @@ def _without(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, A
 def make_config(method: str = "lotlip", preset: str | None = None, **settings: Any) -> TrainConfig:
     """The configuration of a method, with a preset if given; `settings` override both.
 
-    Towers of the preset or the settings take the place of the model that a method starts from.
+    Towers of the preset or the settings take the place of the model that a method starts from, and the defaults that of
+    its optimization.
 
     Raises:
         ConfigError: A name is unknown, or settings do not fit together.
@@ -313,8 +314,8 @@ def make_config(method: str = "lotlip", preset: str | None = None, **settings: A
     published, chosen = PUBLISHED.get(method, {}), PRESETS.get(preset or "", {})
     if settings.get("start_from"):  # instead of a preset's towers
         chosen = _without(chosen, _TOWERS)
-    if {*chosen, *settings} & {*_TOWERS}:  # instead of the model that the method started from
-        published = _without(published, _START)
+    if "start_from" in published and {*chosen, *settings} & {*_TOWERS}:
+        published = {}
     merged = {**published, **chosen, **METHODS[method], "method": method, **settings}
     try:
         return TrainConfig.model_validate(merged)

@@ -174,7 +174,7 @@ class Workers(SparseSettings):
 
 
 class TrainingEntry(TrainingSettings, ListEntry):
-    """One training of a manifest. Settings that are not given are the preset's, then the method's."""
+    """One training of a manifest. Settings that are not given are the method's, the preset's or, last, the defaults."""
 
     name: Annotated[str, Field(coerce_numbers_to_str=True)] | None = None
     """Name of the training's folder. Default: the method's name."""

@@ -94,7 +94,7 @@ def eval_tables(
     --compare draws the queries that two models have in common: this paired interval is narrower than those of the
     models alone.
 
-    Example: lotlip-data eval-tables models/eval-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
+    Example: lotlip-data eval-tables models/eval-mine-iiw.json eval-open-clip-ViT-B-16-openai-iiw.json
 
     Example: lotlip-data eval-tables --compare runs/a/train/lit/eval-iiw.json runs/a/train/lotlip/eval-iiw.json
     """

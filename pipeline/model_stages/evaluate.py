@@ -159,14 +159,16 @@ def evaluate_tasks(
 
 
 def default_results_url(model: str, tasks: Sequence[str]) -> str:
-    """Where results go by default: `eval-TASK-TASK.json` beside a model folder.
+    """Where results go by default: `eval-TASK-TASK.json` beside the `model` folder of a training.
 
-    For a model of open_clip or transformers it is in the working folder, and the file's name has the model's name too.
+    Beside any other folder, and in the working folder for a model of open_clip or transformers, the file's name has the
+    model's name too: several models may lie side by side.
     """
     model, ending = canonical_model_name(model), "".join(f"-{task}" for task in tasks) + ".json"
     if model.startswith(NAME_PREFIXES):
         return storage.normalise(f"eval-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}{ending}")
-    return storage.join(model.rpartition("/")[0], f"eval{ending}")
+    parent, _, name = model.rstrip("/").rpartition("/")
+    return storage.join(parent, f"eval{ending}" if name == TRAINED_MODEL else f"eval-{name}{ending}")
 
 
 def canonical_model_name(model: str) -> str:

@@ -114,15 +114,20 @@ def test_a_preset_overrides_what_a_method_was_published_with_and_settings_overri
     assert (published.start_from, published.stretch) == ("openai/clip-vit-base-patch16", "longclip")
     assert published.context_length == 248
     demo = make_config("longclip", "demo")
-    assert (demo.lr, demo.batch, demo.label_smoothing, demo.betas) == (1e-3, 32, 0.1, (0.9, 0.999))
+    assert (demo.lr, demo.batch, demo.label_smoothing) == (1e-3, 32, 0.1)
     assert make_config("longclip", "demo", lr=1e-5).lr == 1e-5
     other = make_config("debias", "demo", start_from="some/clip")
     assert (other.start_from, other.stretch, other.context_length) == ("some/clip", "longclip", 248)
 
 
 def test_towers_that_are_given_replace_the_model_that_a_method_starts_from():
+    """A rate for fine-tuning would leave fresh towers as they are."""
+    lotlip = make_config("lotlip", text_tower="some/bert")
     for config in (make_config("longclip", "demo"), make_config("longclip", text_tower="some/bert")):
         assert (config.start_from, config.stretch, config.context_length) == (None, None, 128)
+        assert (config.betas, config.eps) == (lotlip.betas, lotlip.eps)
+    assert (config.lr, config.warm_up, config.batch) == (lotlip.lr, lotlip.warm_up, lotlip.batch)
+    assert make_config("multi_positive", image_tower="some/vit").batch == 1024, "it does not start from a model"
 
 
 @pytest.mark.parametrize(

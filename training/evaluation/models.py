@@ -188,7 +188,7 @@ class OpenClipModel:
         self._padding_id = int(self._tokenize([""], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self._end_id = int(self._tokenize(["a " * MAX_SPECIAL_TOKENS], context_length=MAX_SPECIAL_TOKENS)[0, -1])
         self.preprocessing: Mapping[str, str] = protocol.open_clip_preprocessing(
-            import_open_clip(name).get_model_preprocess_cfg(self._model)
+            import_open_clip().get_model_preprocess_cfg(self._model)
         )
         gelu = ["quick_gelu"] if loaded.quick_gelu else []
         settings = [repr(self._transform), type(self._tokenize).__name__, *gelu]

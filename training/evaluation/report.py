@@ -41,9 +41,9 @@ SHORT_COLUMNS = (
 )
 SHORT_TASKS = ("imagenet", *TABLE_5_TASKS)
 DIRECTIONS_NOTE = (
-    "The paper's rows have the column names of the paper as it was read. The authors' README "
-    "(github.com/wuw2019/LoTLIP at 301b906) gives the same figures of CLIP and of the released model with the "
-    "directions exchanged: I2T first"
+    "The paper's rows have the column names of the paper as it was read, T2I first. The released model has those of "
+    "the authors' README (github.com/wuw2019/LoTLIP at 301b906), which gives the paper's figures of CLIP with the "
+    "directions exchanged. One of both is wrong: compare single directions with care"
 )
 INTERVALS_NOTE = "In brackets: 95% interval, by a bootstrap over the queries"
 NO_INTERVALS_NOTE = "Without brackets: from an earlier release, which stored no outcome per query; evaluate again"

@@ -26,6 +26,7 @@ from lotlip_data.training.export.corners import without_corner_tokens
 from lotlip_data.training.export.text_files import describe_tokenizer, split_at_full_stops, write_tokenizer
 from lotlip_data.training.models import open_clip_names, timm_vit
 from lotlip_data.training.models.lotlip import LoTLIP
+from lotlip_data.training.models.open_clip_models import import_open_clip
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class OpenClipFolder(Format):
     tolerance = 1e-5
 
     def prepare(self, model: LoTLIP) -> LoTLIP:
+        import_open_clip()
         if (smaller := without_corner_tokens(model)) is None:
             raise UserError(
                 f"the features of texts depend on the model's {model.tokenizer.corner_tokens} register tokens, which "

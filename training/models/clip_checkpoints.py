@@ -115,7 +115,7 @@ def _from_open_clip(name: str, image_size: int | None) -> ClipCheckpoint:
             f"{where}: only plain CLIPs and SigLIPs of open_clip can be read "
             f"({next(iter(str(error).splitlines()), type(error).__name__)}). Use the same model in transformers' layout"
         ) from error
-    preprocessing = import_open_clip(name).get_model_preprocess_cfg(loaded.model)
+    preprocessing = import_open_clip().get_model_preprocess_cfg(loaded.model)
     transform = ImageTransform(
         model.config.vision_config.image_size,
         tuple(preprocessing["mean"]),

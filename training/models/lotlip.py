@@ -11,6 +11,7 @@ Shapes: N images or texts, D width of a feature.
 """
 
 import contextlib
+import logging
 import math
 import pathlib
 import tempfile
@@ -57,6 +58,8 @@ from lotlip_data.training.models.clip_checkpoints import load_clip
 from lotlip_data.training.models.pretrained import load_image_tower, load_text_encoder, stretch_text_encoder
 from lotlip_data.training.models.text_families import TextFamily, family_of
 from lotlip_data.training.models.towers import ImageTower, TextSettings, TextTower, TwoTowers
+
+logger = logging.getLogger(__name__)
 
 CLIP_PREFIXES = ("clip:", "open_clip:")
 """Prefixes of the names of whole CLIPs, in transformers' layout and of open_clip, where towers have names too."""
@@ -262,6 +265,7 @@ def _make_model(config: TrainConfig) -> LoTLIP:
     settings = TextSettings(config.corner_tokens, config.corner_mask)
     start = _start_model(config.start_from, config.image_size) if config.start_from else None
     if start is not None:
+        _warn_of_other_texts(start, config)
         text = _continued(start.towers.text, start.towers.image.dim, settings, config)
         bias = start.towers.logit_bias
         logits = start.towers.log_scale.item(), None if bias is None else bias.item()
@@ -318,6 +322,20 @@ def _continued(start: TextTower, dim: int, settings: TextSettings, config: Train
     if text.pooler is not None and start.pooler is not None:
         text.pooler.load_state_dict(start.pooler.state_dict())
     return text
+
+
+def _warn_of_other_texts(start: LoTLIP, config: TrainConfig) -> None:
+    """Warn if the training gives the model texts of another form than those that it has learned."""
+    before: dict[str, Any] = {"context_length": start.tokenizer.context_length}
+    if not start.towers.text.family.summary_is_last:  # others read a text as it is
+        before["text_form"] = start.tokenizer.form
+    changed = [
+        f"{name} {value} (here {getattr(config, name)})"
+        for name, value in before.items()
+        if value != getattr(config, name)
+    ]
+    if changed:
+        logger.warning(f"start_from: {config.start_from} was trained with {' and '.join(changed)}")
 
 
 def _initial_logits(
@@ -395,17 +413,17 @@ def _local_name(name: str) -> str:
 
 
 def _stretched(encoder: Any, config: TrainConfig) -> Any:
-    """The text encoder, with as many positions as the context length if `stretch` is set.
+    """The text encoder, with at least as many positions as the context length if `stretch` is set.
 
-    Raises ConfigError if the context length exceeds the positions without it, or does not with it.
+    Raises ConfigError if the context length exceeds the positions without it.
     """
     positions, _ = family_of(encoder.config.model_type).positions(encoder)
     name = config.start_from or config.text_tower
     if config.context_length <= positions:
         if config.stretch:
-            raise ConfigError(
-                f"stretch: {name} has {positions} positions, which are enough for a context_length of "
-                f"{config.context_length}; remove stretch, or raise context_length"
+            logger.warning(
+                f"stretch: {name} has {positions} positions, enough for a context_length of {config.context_length}; "
+                "nothing is stretched"
             )
         return encoder
     if not config.stretch:

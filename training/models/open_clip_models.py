@@ -33,7 +33,7 @@ class LoadedOpenClip:
 
 def load_open_clip(name: str, device: str) -> LoadedOpenClip:
     """Load a model. Raises UserError for a name without weights; other errors are open_clip's."""
-    open_clip = import_open_clip(name)
+    open_clip = import_open_clip()
     model, weights = (name, None) if _is_folder(name) else split_name(name)
     quick_gelu = weights is not None and _needs_quick_gelu(model, weights)
     loaded = open_clip.create_model_and_transforms(
@@ -48,7 +48,7 @@ def missing_weights(name: str) -> str | None:
     Raises:
         UserError: open_clip knows no such model or no such weights of it, or is not installed.
     """
-    open_clip = import_open_clip(name)
+    open_clip = import_open_clip()
     from huggingface_hub import try_to_load_from_cache
 
     if name.startswith("local-dir:"):
@@ -72,12 +72,12 @@ def missing_weights(name: str) -> str | None:
     return None if is_cached else repository or None
 
 
-def import_open_clip(name: str) -> Any:
+def import_open_clip() -> Any:
     """The package. Raises UserError if it is not installed."""
     try:
         import open_clip
     except ImportError:
-        raise UserError(f"{PREFIX}{name}: open_clip is not installed; pip install open-clip-torch==3.3.0") from None
+        raise UserError("open_clip is not installed; pip install open-clip-torch==3.3.0") from None
     return open_clip
 
 

@@ -165,6 +165,14 @@ def test_a_damaged_picture_of_a_selection_set_is_listed_once(hard_negatives, mod
     assert re.search(r"\| FG-OVD \| hard \| 1 \| .*\\\* \|", (tmp_path / "part.md").read_text())
 
 
+def test_models_side_by_side_have_results_of_their_own():
+    default = evaluation.default_results_url
+    assert default("/runs/a/train/lit/model", ["dci", "iiw"]) == "/runs/a/train/lit/eval-dci-iiw.json"
+    assert default("/models/one/", ["dci"]) == "/models/eval-one-dci.json"
+    assert default("s3://bucket/models/two", []) == "s3://bucket/models/eval-two.json"
+    assert default("open_clip:ViT-B-16/openai", ["dci"]).endswith("/eval-open-clip-ViT-B-16-openai-dci.json")
+
+
 def test_models_of_open_clip_and_of_transformers_are_evaluated_the_same_way(data, published, tmp_path, monkeypatch):
     pytest.importorskip("open_clip")
     monkeypatch.chdir(tmp_path)

@@ -183,7 +183,6 @@ def test_linear_stretch_keeps_the_first_and_the_last_position(checkpoint: tuple[
     ("settings", "message"),
     [
         ({"context_length": 30}, "has 24 positions; use at most 24, or set stretch"),
-        ({"stretch": "longclip"}, "which are enough for a context_length of 24"),
         ({"image_tower": "tiny-vit"}, "start_from: gives both towers"),
         ({"pretrained_text": False}, "start_from: gives both towers their weights"),
         ({"corner_tokens": 2, "corner_mask": False, "corner_loss": False}, "register tokens stand behind the text"),
@@ -193,6 +192,15 @@ def test_settings_that_do_not_fit_are_named(tmp_path: Path, settings: dict, mess
     write_clip(tmp_path / "model")
     with pytest.raises((ConfigError, UserError), match=message):
         start(tmp_path / "model", **settings)
+
+
+def test_positions_that_are_enough_are_not_stretched(
+    checkpoint: tuple[Path, Any, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A method brings its own `stretch`, which a model with enough positions does not need."""
+    plain, stretched = start(checkpoint[0]), start(checkpoint[0], stretch="longclip")
+    assert torch.equal(stretched.embed_texts(TEXTS), plain.embed_texts(TEXTS))
+    assert "has 24 positions, enough for a context_length of 24; nothing is stretched" in caplog.text
 
 
 def test_a_presets_towers_give_way(tmp_path: Path) -> None:

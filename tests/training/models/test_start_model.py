@@ -57,6 +57,16 @@ def test_corner_tokens_that_the_model_lacks_are_fresh_and_change_no_other_embedd
     assert torch.equal(none, words[:-1])
 
 
+def test_texts_of_another_form_than_the_model_has_learned_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path, 0)
+    start(tmp_path, corner_tokens=0)
+    assert "was trained with" not in caplog.text
+    start(tmp_path, corner_tokens=0, context_length=32, text_form="punkt")
+    assert "was trained with context_length 64 (here 32) and text_form authors (here punkt)" in caplog.text
+
+
 def test_all_weights_of_the_text_tower_learn(tmp_path: Path) -> None:
     saved(tmp_path, 0)
     assert all(parameter.requires_grad for parameter in start(tmp_path).towers.text.parameters())
