@@ -50,5 +50,5 @@ def test_a_gain_that_the_scenes_do_not_decide_is_called_so() -> None:
     gain = "+58.0 [+53.2, +62.8]"
     assert lines[0] == f"LiT + long texts minus LiT, long texts: {gain}, {gain}"
     assert lines[1] == f"LoTLIP minus LiT + long texts, long texts: -1.2 [-5.0, +2.6] (not decided), {gain}"
-    assert "docs/study/index.md" in lines[-1]
+    assert lines[-1].endswith("LoTLIP's lead over LiT + long texts is undecided: docs/study/index.md.")
     assert demo._gains({}) == [], "figures of an earlier release"

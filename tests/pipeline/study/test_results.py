@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lotlip_data.manifests.errors import UserError
-from lotlip_data.pipeline.study import cells
+from lotlip_data.pipeline.demo import STUDY_ON_LOTLIP
+from lotlip_data.pipeline.study import cells, markdown
 from lotlip_data.pipeline.study.comparisons import LEVEL_POINTS, PRIMARY, Comparison
 from lotlip_data.pipeline.study.design import ARMS, FIRST_DEVELOPMENT_SEED, Design, plan_seeds
 from lotlip_data.pipeline.study.main import rebuild_page, run_study
@@ -221,6 +222,13 @@ def test_imported_results_are_not_repeated(tmp_path: Path) -> None:
 def test_an_unknown_arm_is_rejected_with_a_list_of_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the study has no arm table-4; choose from lit, lit_long"):
         run_study(str(tmp_path), str(tmp_path), 0, ["table-4"], 3, 1)
+
+
+def test_the_demo_and_the_readme_say_of_lotlip_what_the_study_says() -> None:
+    results = Results(read_lines(str(ROOT / "docs" / "study" / "results.jsonl")), Design(), plan_seeds(False))
+    assert results.verdict(LEAD) == STUDY_ON_LOTLIP
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| [study]"))
+    assert markdown.interval(results.difference(LEAD)) in row
 
 
 @pytest.mark.parametrize(
