@@ -1,7 +1,7 @@
 # make demo       sets everything up and runs the whole job offline, on a CPU, in a few minutes
 # make test       sets up and passes the fast tests;  make test-slow: the long ones;  make test-chaos: twenty random kills
 # make test-gpu   proves the installation on one GPU in a quarter of an hour, and writes build/gpu-results.json
-# make study      the paper's main claims, small: four hours on two cores, in any number of goes; writes docs/study/index.md
+# make study      the paper's main claims, small: about three hours on two cores, in any number of goes; writes docs/study/index.md
 # make check      lint and the unit tests, in less than a minute
 # make lint       ruff, mypy and the import contracts
 # make reference  writes docs/reference/cli.md and manifest.md from the code

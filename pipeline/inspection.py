@@ -263,7 +263,7 @@ def evaluate(
         tasks: Published tasks as NAME or NAME=FOLDER; images and texts of your own as `custom=PATH` or
             `custom:NAME=PATH`, where PATH is a folder or a table. Default: unseen synthetic scenes.
         data: Root folder of tasks that are given without a folder: DATA/NAME.
-        out: The JSON file to write. Default: `eval.json` or `eval-TASKS.json` beside the model's folder.
+        out: The JSON file to write. Default: that of `default_results_url`, beside the model's folder.
         allow_partial: Evaluate the part of a task that exists; its figures are marked.
         device: `cpu`, `cuda`, `cuda:1`, …. Default: a GPU where one is available.
         name: Name of the model in results and tables. Default: RUN/TRAINING, or the name of the folder.

@@ -36,7 +36,10 @@ def evaluate(
     ] = "eval_data",
     out: Annotated[
         str | None,
-        typer.Option(help="JSON file to write. Default: eval.json or eval-TASKS.json beside the model's folder."),
+        typer.Option(
+            help="JSON file to write. Default: eval-TASKS.json beside a training's model folder, eval-NAME-TASKS.json beside "
+            "another folder NAME."
+        ),
     ] = None,
     allow_partial: Annotated[
         bool,

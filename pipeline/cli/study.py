@@ -53,7 +53,7 @@ def study(
 ) -> None:
     """Test the paper's claims, small.
 
-    Takes three to four hours on two cores, on synthetic scenes. It can be stopped at any time; the same command
+    Takes about three hours on two cores, on synthetic scenes. It can be stopped at any time; the same command
     resumes it.
 
     Example: lotlip-data study runs/study --out docs --minutes 30

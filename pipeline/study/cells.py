@@ -41,17 +41,31 @@ def read_folder(folder: str, schema: type, remedy: str) -> list[Content]:
     return [_parse(storage.read_bytes(url), url, schema, remedy) for url in urls]
 
 
-def read_lines(file: str, schema: type, remedy: str) -> list[Content]:
-    """The results in a .jsonl file, one per line. Arguments and errors as in `read_folder`.
+def read_lines(file: str, schema: type, remedy: str, identity: Sequence[str]) -> list[Content]:
+    """The results in a .jsonl file, one per line, without lines that repeat another one.
+
+    Args:
+        file: Path or URL.
+        schema: As in `read_folder`.
+        remedy: As in `read_folder`.
+        identity: The fields that name the training of a result.
 
     Raises:
-        UserError: The file cannot be read, or a line is no result.
+        UserError: The file cannot be read, a line is no result, or two lines are different results of one training.
     """
     try:
         lines = storage.read_bytes(file).splitlines()
     except OSError as error:
         raise UserError(f"{file}: cannot read the results of a study ({error})") from error
-    return [_parse(line, f"{file}, line {number}", schema, remedy) for number, line in enumerate(lines, 1)]
+    kept: dict[tuple[Any, ...], tuple[int, Content]] = {}
+    for number, line in enumerate(lines, 1):
+        content = _parse(line, f"{file}, line {number}", schema, remedy)
+        first, same = kept.setdefault(tuple(content[name] for name in identity), (number, content))
+        if content != same:
+            raise UserError(
+                f"{file}, lines {first} and {number}: different results of one training; keep the one that you trust"
+            )
+    return [content for _, content in kept.values()]
 
 
 def _parse(text: bytes, where: str, schema: type, remedy: str) -> Content:

@@ -160,7 +160,8 @@ TOPICS: tuple[Topic, ...] = (
             ),
             *_versus("LiT + long texts with S = 3", "with S = 1", "short class", "lit_long", "lit_long_s1", sign=-1),
         ),
-        note="The paper shows curves, without numbers.",
+        note="The paper shows curves, without numbers. Whether the gain ends at three is not tested: in three pilots "
+        "LoTLIP with all sub-captions was far above S = 3.",
     ),
     Topic(
         "From a CLIP",
@@ -171,13 +172,14 @@ TOPICS: tuple[Topic, ...] = (
         ("lit", "clip_long", "longclip", "debias"),
         (
             *_versus("Long-CLIP", "the CLIP", "long short", "longclip", "lit", sign=1, primary="long short"),
-            *_versus("Long-CLIP", "the CLIP", "twins", "longclip", "lit"),
+            *_versus("Long-CLIP", "the CLIP", "twins class", "longclip", "lit"),
             *_versus("DeBias-CLIP", "Long-CLIP", "long short", "debias", "longclip", sign=1, primary="long"),
-            *_versus("DeBias-CLIP", "Long-CLIP", "twins", "debias", "longclip"),
+            *_versus("DeBias-CLIP", "Long-CLIP", "twins class", "debias", "longclip"),
             *_versus("Long-CLIP", "plain fine-tuning", "long short", "longclip", "clip_long", sign=1),
-            *_versus("Long-CLIP", "plain fine-tuning", "twins", "longclip", "clip_long"),
+            *_versus("Long-CLIP", "plain fine-tuning", "twins class", "longclip", "clip_long"),
+            *_versus("plain fine-tuning", "the CLIP", _ALL, "clip_long", "lit"),
             *_versus("DeBias-CLIP", "the CLIP", "long short", "debias", "lit", sign=1),
-            *_versus("DeBias-CLIP", "the CLIP", "twins", "debias", "lit"),
+            *_versus("DeBias-CLIP", "the CLIP", "twins class", "debias", "lit"),
         ),
         note="The CLIP is the arm LiT, pre-trained on the noisy raw texts alone; its row is the control without "
         "fine-tuning. The three others start from it, train as many steps again on whole long texts, and keep the "

@@ -81,8 +81,16 @@ def _known_results(file: str, design: Design, seeds: int | None, pilot: bool) ->
 
 
 def _import_results(file: str, folder: str, design: Design, seeds: int | None, pilot: bool) -> None:
-    for content in _known_results(file, design, seeds, pilot).contents:
-        cells.create(result_url(folder, job_name(content["key"], content["seed"])), content)
+    results = _known_results(file, design, seeds, pilot)
+    existing = {(content["key"], content["seed"]): content for content in read_folder(folder)}
+    for content in results.contents:
+        training = content["key"], content["seed"]
+        if existing.get(training, content) != content:
+            logger.warning(
+                f"{file}: {content['arm']}, seed {content['seed']}: the folder has another result, which stays"
+            )
+        cells.create(result_url(folder, job_name(*training)), content)
+    logger.info(f"{file}: {len(results.contents)} results; {results.excluded} others are of another study")
 
 
 def _write_page(results: Results, design: Design, out: str, pilot: bool) -> None:

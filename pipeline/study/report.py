@@ -57,6 +57,7 @@ def render_page(results: Results, design: Design) -> str:
         sentences=_sentences(results),
         primaries=len(PRIMARY),
         secondaries=len(COMPARISONS) - len(PRIMARY),
+        excluding=sum(_result(each, results).startswith("excludes") for each in COMPARISONS if not each.primary),
         false_alarms=round(LEVEL * (len(COMPARISONS) - len(PRIMARY))),
         strict_confidence=f"{1 - LEVEL / len(PRIMARY):.1%}",
         primary_table=_primary_table(results),
@@ -111,25 +112,50 @@ def _plural(verdict: Verdict) -> str:
 
 
 def _statements(comparisons: Sequence[Comparison], results: Results) -> list[str]:
-    """What comparisons show, one statement per pair and outcome. None for unfinished ones."""
+    """What comparisons show, one statement per pair and outcome. None for unfinished ones.
+
+    A pair that is better on a primary metric may be worse on a secondary one, which belongs to the answer.
+    """
     found: dict[str, list[str]] = {}
+    lower: dict[str, list[str]] = {}
     for comparison in comparisons:
         verdict, difference = results.verdict(comparison), results.difference(comparison)
-        if verdict is not Verdict.UNFINISHED and difference is not None:
-            statement, figures = _statement(comparison, verdict, difference)
-            found.setdefault(statement, []).append(f"{METRIC_NAMES[comparison.metric]} ({figures})")
-    return [f"{statement} on {markdown.listed(metrics)}" for statement, metrics in found.items()]
+        if verdict is Verdict.UNFINISHED or difference is None:
+            continue
+        statement = _statement(comparison, verdict, difference)
+        found.setdefault(statement, []).append(f"{METRIC_NAMES[comparison.metric]} ({markdown.interval(difference)})")
+        if verdict is Verdict.HOLDS:
+            lower[statement] = _losses(comparison, results)
+    return [
+        f"{statement} on {markdown.listed(metrics)}"
+        + (
+            f", and lower on {markdown.listed(losses)} in secondary comparisons"
+            if (losses := lower.get(statement))
+            else ""
+        )
+        for statement, metrics in found.items()
+    ]
 
 
-def _statement(comparison: Comparison, verdict: Verdict, difference: Difference) -> tuple[str, str]:
-    """A verdict as words about both sides, and the figures that belong to it."""
-    left, right, bounds = comparison.left, comparison.right, f"{difference.low:+.1f} to {difference.high:+.1f}"
+def _statement(comparison: Comparison, verdict: Verdict, difference: Difference) -> str:
+    """A verdict as words about both sides."""
+    left, right = comparison.left, comparison.right
     if verdict is Verdict.LEVEL:
-        return f"{left} is within {LEVEL_POINTS:g} points of {right}", bounds
+        return f"{left} is within {LEVEL_POINTS:g} points of {right}"
     if verdict is Verdict.UNDECIDED:
-        return f"{left} and {right} cannot be told apart", bounds
-    adjective = "better" if difference.mean > 0 else "worse"
-    return f"{left} is {adjective} than {right}", f"{difference.mean:+.1f} points"
+        return f"{left} vs. {right} is undecided"
+    return f"{left} is {'better' if difference.mean > 0 else 'worse'} than {right}"
+
+
+def _losses(comparison: Comparison, results: Results) -> list[str]:
+    """The secondary metrics on which the left side of a comparison is lower, by their whole interval."""
+    same = [each for each in COMPARISONS if not each.primary and each.weights == comparison.weights]
+    differences = [(each, results.difference(each)) for each in same]
+    return [
+        f"{METRIC_NAMES[each.metric]} ({markdown.interval(difference)})"
+        for each, difference in differences
+        if difference and difference.high < 0
+    ]
 
 
 def _primary_table(results: Results) -> str:

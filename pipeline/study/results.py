@@ -15,9 +15,9 @@ in advance, and a test that is read again after every seed errs more often than 
 import functools
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, with_config
+from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from lotlip_data.manifests import storage
@@ -41,6 +41,9 @@ class Verdict(StrEnum):
     UNFINISHED = "is unfinished"
 
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 @with_config(ConfigDict(extra="allow"))
 class _Result(TypedDict):
     """The result of a training."""
@@ -49,11 +52,12 @@ class _Result(TypedDict):
     arm: str
     seed: int
     steps: int
-    seconds: float | None
-    figures: dict[str, float]
-    chance: float
+    seconds: _Finite | None
+    figures: dict[str, Annotated[float, Field(ge=0, le=100)]]
+    """In percent."""
+    chance: _Finite
     """The loss of guessing."""
-    curve: dict[str, list[float]]
+    curve: dict[str, list[_Finite]]
 
 
 class Results:
@@ -141,4 +145,4 @@ def read_folder(study: str) -> list[cells.Content]:
 
 def read_lines(file: str) -> list[cells.Content]:
     """The results in a .jsonl file. Raises UserError if it cannot be read, or if a line is no result."""
-    return cells.read_lines(file, _Result, _REMEDY)
+    return cells.read_lines(file, _Result, _REMEDY, identity=("key", "seed"))

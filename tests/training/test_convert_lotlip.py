@@ -255,4 +255,4 @@ def test_the_command_converts_and_eval_reads_the_result(towers, tmp_path):
     assert missing.exit_code == 2 and "there is no such folder" in missing.output
     run = CliRunner().invoke(app, ["eval", str(tmp_path / "ours"), "--json"])
     assert run.exit_code == 0, run.output
-    assert "retrieval" in (tmp_path / "eval.json").read_text()
+    assert "retrieval" in (tmp_path / "eval-ours.json").read_text()

@@ -65,4 +65,4 @@ def read_folder(study: str) -> list[dict[str, Any]]:
 
 def read_lines(file: str) -> list[dict[str, Any]]:
     """The results in a .jsonl file. Raises UserError if it cannot be read, or if a line is no result."""
-    return cells.read_lines(file, _Result, _REMEDY)
+    return cells.read_lines(file, _Result, _REMEDY, identity=("key", "seed", "rate"))

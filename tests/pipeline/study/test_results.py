@@ -92,21 +92,34 @@ def test_the_page_leads_with_a_plot_and_five_sentences_that_say_what_the_results
     head = page.split("\n## ")[0]
     sentences = [line for line in head.splitlines() if line[:3] in {f"{number}. " for number in range(1, 10)}]
     assert head.index("](primary.svg)") < head.index(sentences[0]) and len(sentences) == 5
-    metrics = "long texts (+4.8 points), short texts (+4.8 points) and classes (+4.8 points)"
+    gain = "+4.8 [+4.4, +5.2]"
+    metrics = f"long texts ({gain}), short texts ({gain}) and classes ({gain})"
     assert "**Do corner tokens help?** All 7 comparisons hold: " in sentences[2]
     assert f"LoTLIP is better than LiT + long texts on {metrics};" in sentences[2]
     assert "**Are several captioners better than one?** The comparison holds: " in sentences[3]
     assert "**Do long texts help?** All 3 comparisons are level: " in sentences[1]
-    assert "LiT + long texts is within 2 points of LiT on long texts (+0.0 to +0.0)" in sentences[1]
+    assert "LiT + long texts is within 2 points of LiT on long texts (+0.0 [+0.0, +0.0])" in sentences[1]
     assert f"All trainings have run: {8 * len(ARMS)} of {8 * len(ARMS)} ({len(ARMS)} arms)" in head
     assert "| LoTLIP vs. LiT + long texts | long texts | holds | +4.8 [+4.4, +5.2] | < 0.001 | 8 of 8 |" in page
 
 
 def test_a_sentence_says_where_a_comparison_goes_the_other_way_and_where_it_decides_nothing() -> None:
     page = render_page(results_of((-4.0, -5.0, -4.5, -5.5, -4.2, -5.1, -4.9, -5.0)), DESIGN)
-    assert "LoTLIP is worse than LiT + long texts on long texts (-4.8 points)" in page
+    assert "LoTLIP is worse than LiT + long texts on long texts (-4.8 [-5.2, -4.4])" in page
     page = render_page(results_of((9.0, -8.0, 7.0, 8.0, -3.0, 5.0, 9.0, 2.0)), DESIGN)
-    assert "LoTLIP and LiT + long texts cannot be told apart on long texts (-1.6 to +8.8)" in page
+    assert "LoTLIP vs. LiT + long texts is undecided on long texts (+3.6 [-1.6, +8.8])" in page
+
+
+def test_a_sentence_names_what_a_gain_costs() -> None:
+    """Long-CLIP is better than the CLIP on its primary metrics, and worse on classes, a secondary one."""
+    contents = make_results(dict.fromkeys(ARMS, BASE))
+    for content in contents:
+        if content["arm"] == "longclip":
+            gains = {name: value + (-9 if name == "class.top1" else 9) for name, value in content["figures"].items()}
+            content["figures"] = gains | {"twins": content["figures"]["twins"]} if "twins" in gains else gains
+    page = render_page(Results(contents, DESIGN, plan_seeds(False, len(BASE))), DESIGN)
+    assert "Long-CLIP is better than the CLIP on long texts (+9.0 [+9.0, +9.0])" in page
+    assert "short texts (+9.0 [+9.0, +9.0]), and lower on classes (-9.0 [-9.0, -9.0]) in secondary comparisons" in page
 
 
 def test_a_secondary_comparison_has_no_verdict_and_a_direction_only_where_a_source_states_one() -> None:
@@ -163,6 +176,9 @@ def test_the_power_page_is_calculated_from_development_seeds_alone() -> None:
         ('{"key": "x", "arm": "lit", "seed": "0"}', "the field `seed` is wrong"),
         ('{"key": "04670a', "not JSON"),
         ("", "not JSON"),
+        (json.dumps(make_result("lit", 0, float("nan"))), "the field `figures.person.t2i.R@1` is wrong"),
+        (json.dumps(make_result("lit", 0, 2340.0)), "the field `figures.person.t2i.R@1` is wrong"),
+        (json.dumps(make_result("lit", 0, 1.0, chance=float("inf"))), "the field `chance`"),
     ],
 )
 def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: str, message: str) -> None:
@@ -175,6 +191,18 @@ def test_a_damaged_result_is_reported_before_any_training(tmp_path: Path, line: 
     with pytest.raises(UserError, match=rf"results/a-0\.json: .*{message}.*repeats this training"):
         run_study(str(tmp_path), str(tmp_path), None, [], 3, 1)
     assert {path.name for path in tmp_path.iterdir()} == {"some.jsonl", "results"}
+
+
+def test_a_line_may_repeat_but_not_contradict_another_one(tmp_path: Path) -> None:
+    """Files of several machines are often joined. A repeated line would count as a training that has not run."""
+    lines = [make_result("lit", 0, 1.0), make_result("lit", 1, 2.0), make_result("lit", 0, 1.0)]
+    (tmp_path / "joined.jsonl").write_bytes(cells.format_lines(lines))
+    assert read_lines(str(tmp_path / "joined.jsonl")) == lines[:2]
+    (tmp_path / "joined.jsonl").write_bytes(cells.format_lines([*lines, make_result("lit", 1, 3.0)]))
+    with pytest.raises(
+        UserError, match=r"joined\.jsonl, lines 2 and 4: different results of one training; keep the one"
+    ):
+        read_lines(str(tmp_path / "joined.jsonl"))
 
 
 def test_results_of_another_study_make_no_empty_page(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,17 +232,20 @@ def test_results_of_the_other_seeds_are_an_error_that_names_the_option(
     assert not (tmp_path / "study").exists()
 
 
-def test_imported_results_are_not_repeated(tmp_path: Path) -> None:
+def test_imported_results_are_not_repeated(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They come from several machines. A result that the folder has is kept; one of another study is left out."""
     own, new = make_result("lit", 0, 1.0), make_result("lotlip", 1, 3.0)
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     files[0].write_bytes(cells.format_lines([own | {"steps": 7}, make_result("lit", 1, 2.0)]))
+    caplog.set_level("INFO")
     files[1].write_bytes(cells.format_lines([new, make_result("lit", 2, 1.0, Design(scenes=96))]))
     folder = tmp_path / "study"
     cells.create(str(folder / "results" / f"{own['key']}-0.json"), own)
     summary = run_study(str(folder), str(tmp_path), 0, ["lit_long"], 3, 1, imports=[str(file) for file in files])
     kept = {(each["arm"], each["seed"]): each["steps"] for each in read_folder(str(folder))}
     assert kept == {("lit", 0): 100, ("lit", 1): 100, ("lotlip", 1): 100} and summary.done == 0
+    assert "a.jsonl: lit, seed 0: the folder has another result, which stays" in caplog.text
+    assert "b.jsonl: 1 results; 1 others are of another study" in caplog.text
     with pytest.raises(UserError, match=r"a.jsonl: its results are those of final seeds; leave out --pilot$"):
         run_study(str(folder), str(tmp_path), 0, [], None, 1, pilot=True, imports=[str(files[0])])
 
