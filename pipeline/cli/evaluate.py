@@ -37,8 +37,8 @@ def evaluate(
     out: Annotated[
         str | None,
         typer.Option(
-            help="JSON file to write. Default: eval-TASKS.json beside a training's model folder, eval-NAME-TASKS.json beside "
-            "another folder NAME."
+            help="JSON file to write. Default: eval-TASKS.json beside a training's model folder, eval-NAME-TASKS.json "
+            "beside another folder NAME."
         ),
     ] = None,
     allow_partial: Annotated[
