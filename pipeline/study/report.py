@@ -117,23 +117,17 @@ def _statements(comparisons: Sequence[Comparison], results: Results) -> list[str
     A pair that is better on a primary metric may be worse on a secondary one, which belongs to the answer.
     """
     found: dict[str, list[str]] = {}
-    lower: dict[str, list[str]] = {}
+    costs: dict[str, str] = {}
     for comparison in comparisons:
         verdict, difference = results.verdict(comparison), results.difference(comparison)
         if verdict is Verdict.UNFINISHED or difference is None:
             continue
         statement = _statement(comparison, verdict, difference)
         found.setdefault(statement, []).append(f"{METRIC_NAMES[comparison.metric]} ({markdown.interval(difference)})")
-        if verdict is Verdict.HOLDS:
-            lower[statement] = _losses(comparison, results)
+        if verdict is Verdict.HOLDS and (losses := _losses(comparison, results)):
+            costs[statement] = f", and lower on {markdown.listed(losses)} in secondary comparisons"
     return [
-        f"{statement} on {markdown.listed(metrics)}"
-        + (
-            f", and lower on {markdown.listed(losses)} in secondary comparisons"
-            if (losses := lower.get(statement))
-            else ""
-        )
-        for statement, metrics in found.items()
+        f"{statement} on {markdown.listed(metrics)}{costs.get(statement, '')}" for statement, metrics in found.items()
     ]
 
 

@@ -129,7 +129,7 @@ def _training_sentences(results: ScoresResults) -> list[str]:
             ],
         }
         found = [
-            f"it {verdict} at {_listed([f'{rate:.0%}' for rate in rates])} errors "
+            f"it {verdict} at {markdown.listed([f'{rate:.0%}' for rate in rates])} errors "
             f"({', '.join(markdown.interval(gains[rate]) for rate in rates)})"
             for verdict, rates in groups.items()
             if rates
@@ -153,10 +153,6 @@ def _filter_table(results: ScoresResults) -> str:
         kept = results.values("filtered", rate, "kept")
         lines.append([f"{rate:.0%}", *(markdown.spread(each.values()) for each in (kept, before, after))])
     return markdown.table(lines)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _bullets(sentences: Sequence[str]) -> str:
